@@ -1,0 +1,1 @@
+"""From raw event files to interactions, items and their splits."""

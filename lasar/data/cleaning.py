@@ -1,0 +1,179 @@
+"""Which events count: rules given as plain values, repeats, and the k-core. Everything dropped is counted."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from lasar.data.tables import id_text, reading
+from lasar.errors import ConfigError, DataError, nearest
+
+_BAD_TIME = "unparsable_time"
+
+
+def clean_events(
+    events: pl.LazyFrame,
+    *,
+    path: Path,
+    event_types: Sequence[str] = (),
+    above: Mapping[str, float] | None = None,
+    drop_matching: Mapping[str, str] | None = None,
+    uppercase_items: bool = False,
+    texts: Sequence[str] = (),
+) -> tuple[pl.DataFrame, dict[str, int]]:
+    """Apply the cleaning rules and collect the events.
+
+    An event is dropped by the first rule it breaks: no user, no item, `event_types`, `above`,
+    `drop_matching`, no time although the source has times.
+
+    Args:
+        events: as a reader returns them.
+        path: the source, for messages.
+        event_types: event types to keep; empty keeps all.
+        above: column to bound; keeps events whose value is a number strictly above the bound.
+        drop_matching: column to regular expression; drops events whose value matches it anywhere.
+        uppercase_items: whether item ids are compared in upper case.
+        texts: text columns of the events to keep.
+
+    Returns:
+        Frame with `user_id`, `item_id`, `timestamp`, `split` where the source fixes one, and `texts`, in
+        source order; and the number of dropped events by reason.
+
+    Raises:
+        DataError: a named column is missing, a time cannot be parsed, or the source cannot be read.
+        ConfigError: a regular expression is wrong.
+    """
+    above, drop_matching = above or {}, drop_matching or {}
+    with reading(path):
+        names = events.collect_schema().names()
+    _check_rules(names, path, event_types, above, drop_matching)
+    rules: dict[str, pl.Expr] = {
+        "missing_user": pl.col("user_id").is_null(),
+        "missing_item": pl.col("item_id").is_null(),
+    }
+    if event_types:
+        rules["event_type"] = ~pl.col("event_type").is_in(list(event_types)).fill_null(False)
+    for column, bound in above.items():
+        number = pl.col(column).cast(pl.String).str.strip_chars().cast(pl.Float64, strict=False)
+        rules[f"{column}_not_above_{bound:g}"] = ~(number > bound).fill_null(False)
+    for column, pattern in drop_matching.items():
+        rules[f"{column}_matches"] = pl.col(column).cast(pl.String).str.contains(pattern).fill_null(False)
+    if "timestamp_source" in names:
+        rules["missing_time"] = pl.col("timestamp_source").is_null()
+        rules[_BAD_TIME] = pl.col("timestamp").is_null()
+    item_id = pl.col("item_id").str.to_uppercase() if uppercase_items else pl.col("item_id")
+    reason = pl.coalesce(*(pl.when(broken).then(pl.lit(name)) for name, broken in rules.items()))
+    marked = events.with_columns(item_id, reason.alias("_reason"))
+    kept_columns = ["user_id", "item_id", "timestamp", *(["split"] if "split" in names else []), *texts]
+    with reading(path):
+        counts, kept, bad = pl.collect_all(
+            [
+                marked.group_by("_reason").len(),
+                marked.filter(pl.col("_reason").is_null()).select(kept_columns),
+                marked.filter(pl.col("_reason") == _BAD_TIME).select(
+                    *(["timestamp_source"] if "timestamp_source" in names else [])
+                ).head(1),
+            ]
+        )  # fmt: skip
+    dropped = {name: count for name, count in counts.iter_rows() if name is not None}
+    if _BAD_TIME in dropped:
+        num_rows = sum(counts["len"])
+        raise DataError(
+            f"{path}: {dropped[_BAD_TIME]:,} of {num_rows:,} rows have a time that cannot be parsed "
+            f"(first: {bad['timestamp_source'][0]!r}); set format.time_format (a strptime pattern such as "
+            "'%m/%d/%Y %H:%M', 'seconds' or 'milliseconds') or drop these rows with clean.drop_matching"
+        )
+    return kept, {name: dropped[name] for name in rules if name in dropped}
+
+
+def _check_rules(
+    names: Sequence[str],
+    path: Path,
+    event_types: Sequence[str],
+    above: Mapping[str, float],
+    drop_matching: Mapping[str, str],
+) -> None:
+    if event_types and "event_type" not in names:
+        raise DataError(f"{path}: clean.event_types needs the column that holds them; set columns.event_type")
+    for rule, columns in (("above", above), ("drop_matching", drop_matching)):
+        for column in columns:
+            if column not in names:
+                raise DataError(f"{path}: clean.{rule}: no column {column!r}{nearest(column, names)}")
+    for column, pattern in drop_matching.items():
+        try:
+            pl.Series([""]).str.contains(pattern)
+        except pl.exceptions.ComputeError as error:
+            reason = re.sub(r"\s+", " ", str(error)).split(" This error")[0]
+            raise ConfigError(
+                f"clean.drop_matching.{column}: {pattern!r} is not a pattern: {reason}"
+            ) from None
+
+
+def drop_repeats(events: pl.DataFrame) -> tuple[pl.DataFrame, int]:
+    """Keep the first of equal (user, item, time) events; events without a time are never repeats.
+
+    Returns:
+        The kept events in order, and the number dropped.
+    """
+    if events["timestamp"].null_count() == len(events):
+        return events, 0
+    distinct = events.unique(["user_id", "item_id", "timestamp"], keep="first", maintain_order=True)
+    return distinct, len(events) - len(distinct)
+
+
+def refuse_empty(events: pl.DataFrame, dropped: Mapping[str, int], *, path: Path) -> None:
+    """Refuse to go on without events.
+
+    Raises:
+        DataError: there is none; the message says which rule dropped how many.
+    """
+    if len(events) > 0:
+        return
+    counts = ", ".join(f"{name} {count:,}" for name, count in dropped.items() if count)
+    raise DataError(f"{path}: no event is left (dropped: {counts or 'nothing, the source has none'})")
+
+
+def most_frequent_texts(events: pl.DataFrame, columns: Sequence[str]) -> tuple[pl.DataFrame, int]:
+    """Make an item table from texts repeated on every event.
+
+    Returns:
+        `item_id` in order of first appearance with, per column, its most frequent text (the first of equals);
+        and the number of items that had several texts in some column.
+    """
+    texts = events.select("item_id", *(id_text(column).alias(column) for column in columns))
+    grouped = texts.group_by("item_id", maintain_order=True)
+    values = [pl.col(column).drop_nulls() for column in columns]
+    table = grouped.agg(value.mode(maintain_order=True).first() for value in values)
+    if not columns:
+        return table, 0
+    several = grouped.agg(value.n_unique() > 1 for value in values)
+    return table, int(several.select(pl.any_horizontal(columns).sum()).item())
+
+
+def k_core(user_index: NDArray[np.int64], item_index: NDArray[np.int64], k: int) -> NDArray[np.bool_]:
+    """Find the events of the k-core: users with k distinct items, items with k distinct users, repeatedly.
+
+    Repeats of a pair count once, so that one buyer of 5 copies does not make an item popular.
+
+    Args:
+        user_index: int64 `[num_events]`, from 0.
+        item_index: int64 `[num_events]`, from 0.
+        k: smallest number kept; 0 and 1 keep everything.
+
+    Returns:
+        Mask `[num_events]` of the events that stay.
+    """
+    if k <= 1 or len(user_index) == 0:
+        return np.ones(len(user_index), dtype=bool)
+    num_items = int(item_index.max()) + 1
+    pairs = np.unique(user_index * num_items + item_index)
+    users, items = pairs // num_items, pairs % num_items
+    while len(users) > 0:
+        kept = (np.bincount(users)[users] >= k) & (np.bincount(items)[items] >= k)
+        if kept.all():
+            break
+        users, items = users[kept], items[kept]
+    return np.isin(user_index * num_items + item_index, users * num_items + items)

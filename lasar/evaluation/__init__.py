@@ -1,0 +1,1 @@
+"""Metrics over ranked lists of item indices, their uncertainty, slices, and results kept as data."""

@@ -1,0 +1,71 @@
+"""Ranking many users in batches, keeping finished shards so that a killed evaluation continues.
+
+Shapes: Q users, K rank positions.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+
+from lasar.data.interactions import EvalCases
+from lasar.evaluation.metrics import Items
+from lasar.progress import progress
+
+Ranked = tuple[Items, NDArray[np.float32]]
+Rank = Callable[[list[Items], list[Items]], Ranked]
+
+_BATCHES_PER_SHARD = 8
+
+
+def rank_in_shards(
+    rank: Rank, cases: EvalCases, *, k: int, batch_size: int, scratch: Path, description: str
+) -> Ranked:
+    """Rank all cases, equally long histories together.
+
+    Args:
+        rank: called with the histories and baskets of one batch; returns items and scores, at most k columns.
+        cases: the users.
+        k: length of the lists.
+        batch_size: users per call.
+        scratch: finished shards are kept here and reused; only for the same cases, model and batch size.
+        description: of the progress bar.
+
+    Returns:
+        Items int32 `[Q, K]` (-1 where there is none) and scores float32 `[Q, K]` (-inf there), in the order
+        of `cases`.
+
+    Raises:
+        ValueError: `rank` returned another number of rows, or more than k columns.
+    """
+    # Batches of one length waste no padding; a fixed order makes a resumed run equal an uninterrupted one.
+    order = np.argsort([len(history) for history in cases.histories], kind="stable")
+    items_QK = np.full((len(cases), k), -1, dtype=np.int32)
+    scores_QK = np.full((len(cases), k), -np.inf, dtype=np.float32)
+    shards = list(_slices(order, batch_size * _BATCHES_PER_SHARD))
+    files = [scratch / f"ranked-{number:05d}.safetensors" for number in range(len(shards))]
+    finished = sum(len(shard) for shard, file in zip(shards, files, strict=True) if file.exists())
+    with progress(description, total=len(cases), start=finished, unit="users") as advance:
+        for shard, file in zip(shards, files, strict=True):
+            if file.exists():
+                stored = load_file(file)
+                items_QK[shard], scores_QK[shard] = stored["items"], stored["scores"]
+                continue
+            for batch in _slices(shard, batch_size):
+                items, scores = rank([cases.histories[q] for q in batch], [cases.baskets[q] for q in batch])
+                if items.shape[0] != len(batch) or items.shape[1] > k or items.shape != scores.shape:
+                    raise ValueError(f"ranked {items.shape} items for {len(batch)} users and k = {k}")
+                items_QK[batch, : items.shape[1]] = items
+                scores_QK[batch, : items.shape[1]] = scores
+                advance(len(batch))
+            partial = file.with_suffix(".partial")
+            save_file({"items": items_QK[shard], "scores": scores_QK[shard]}, partial)
+            partial.replace(file)
+    return items_QK, scores_QK
+
+
+def _slices(indices: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:
+    for start in range(0, len(indices), size):
+        yield indices[start : start + size]

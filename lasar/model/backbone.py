@@ -1,0 +1,220 @@
+"""The decoder-only language model: a preset trained from scratch, or any Hugging Face causal LM by path.
+
+Both are the same kind of object (`PreTrainedModel` with a `.model` trunk and a head over the vocabulary), so that
+nothing after this file asks which one it has. Presets are Qwen3, the paper's architecture, at sizes a CPU can train.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
+
+from lasar.errors import ArtifactError, ConfigError, require
+from lasar.prompts.vocabulary import Normalise, Vocabulary
+
+PRESETS: Mapping[str, Mapping[str, int]] = MappingProxyType(
+    {
+        "tiny": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64},
+        "1m": {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 512},
+        "4m": {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 768},
+        "12m": {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 6, "intermediate_size": 1152},
+    }
+)
+_HEAD_DIM = 64
+_MAX_POSITIONS = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backbone:
+    """A model and the tokens it was extended with."""
+
+    model: PreTrainedModel
+    vocabulary: Vocabulary
+
+
+def build_backbone(
+    name: str,
+    *,
+    num_levels: int,
+    codebook_size: int,
+    orders: bool,
+    max_history: int,
+    normalise: Normalise,
+    dropout: float,
+    lora_rank: int,
+    seed: int,
+) -> Backbone:
+    """A preset with random weights, or a pre-trained causal LM with an extended vocabulary.
+
+    Args:
+        name: a key of `PRESETS`, a model folder, or a hub id.
+        num_levels: codes per item.
+        codebook_size: codes per level.
+        orders: whether histories carry order markers.
+        max_history: items of a history that are rendered.
+        normalise: what a code's probability is normalised over.
+        dropout: of every residual branch while training (presets only).
+        lora_rank: rank of LoRA adapters (pre-trained models only); 0 trains all weights.
+        seed: of random weights.
+
+    Raises:
+        ConfigError: no such preset or model, or LoRA on a preset.
+        MissingExtraError: LoRA without peft.
+    """
+    sizes: dict[str, Any] = {
+        "num_levels": num_levels, "codebook_size": codebook_size, "orders": orders, "max_history": max_history,
+        "normalise": normalise,
+    }  # fmt: skip
+    if name in PRESETS:
+        if lora_rank:
+            raise ConfigError(f"sft.lora_rank={lora_rank}: preset {name!r} has no pre-trained weights to adapt; set 0")
+        vocabulary = Vocabulary(**sizes)
+        return Backbone(model=build_preset(name, vocabulary=vocabulary, seed=seed, dropout=dropout), vocabulary=vocabulary)
+    model = _load_pretrained(name)
+    base_size = model.get_input_embeddings().weight.shape[0]
+    vocabulary = Vocabulary(base_size=base_size, **sizes)
+    _extend_embeddings(model, vocabulary.size)
+    if lora_rank:
+        _add_lora(model, lora_rank, seed)
+    return Backbone(model=model, vocabulary=vocabulary)
+
+
+def build_preset(preset: str, *, vocabulary: Vocabulary, seed: int, dropout: float = 0.0) -> PreTrainedModel:
+    """A Qwen3 decoder with random weights whose whole vocabulary is LASAR's.
+
+    Args:
+        preset: a key of `PRESETS`.
+        vocabulary: its size is the embedding's.
+        seed: of the initial weights.
+        dropout: of every residual branch while training.
+    """
+    sizes = dict(PRESETS[preset])
+    config = Qwen3Config(
+        vocab_size=vocabulary.size,
+        num_key_value_heads=sizes["num_attention_heads"],
+        head_dim=min(_HEAD_DIM, sizes["hidden_size"] // sizes["num_attention_heads"]),
+        max_position_embeddings=_MAX_POSITIONS,
+        tie_word_embeddings=False,
+        pad_token_id=vocabulary.pad,
+        bos_token_id=vocabulary.user,
+        eos_token_id=None,
+        attn_implementation="sdpa",
+        **sizes,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Qwen3ForCausalLM(config)
+    _add_residual_dropout(model, dropout)
+    return model
+
+
+def save_backbone(backbone: Backbone, folder: Path) -> None:
+    """Write `model/` (a plain Hugging Face folder, LoRA merged) and `vocabulary.json` under `folder`."""
+    _merge_lora(backbone.model)
+    backbone.model.save_pretrained(folder / "model", safe_serialization=True)
+    backbone.vocabulary.save(folder / "vocabulary.json")
+
+
+def load_backbone(folder: Path, *, device: torch.device | str = "cpu") -> PreTrainedModel:
+    """Open a saved model folder in evaluation mode.
+
+    Raises:
+        ArtifactError: the folder is not a model folder.
+    """
+    if not (folder / "config.json").is_file():
+        raise ArtifactError(f"{folder}: not a model folder (no config.json); run the training stage again")
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, local_files_only=True, use_safetensors=True, attn_implementation="sdpa", dtype=torch.float32
+    )
+    model.to(device)
+    model.eval()
+    return model
+
+
+def trunk(model: nn.Module) -> Any:
+    """The decoder under the head: token ids or embeddings in, hidden states after the final norm out."""
+    prefix = model.base_model_prefix
+    assert isinstance(prefix, str)
+    return model.get_submodule(prefix)
+
+
+def head_rows(model: nn.Module, start: int, stop: int) -> Tensor:
+    """Rows `start:stop` of the output head, [stop - start, D]: logits over part of the vocabulary."""
+    weight = model.get_output_embeddings().weight  # type: ignore[operator]
+    assert isinstance(weight, Tensor)
+    return weight[start:stop]
+
+
+def best_device() -> torch.device:
+    """The GPU if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def num_parameters(model: nn.Module) -> int:
+    """Number of parameters, tied ones once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _add_residual_dropout(model: PreTrainedModel, probability: float) -> None:
+    # Hugging Face decoders have attention dropout only, which does little for models this small and forces a slow
+    # attention path on CPUs.
+    if probability <= 0.0:
+        return
+
+    def drop(module: nn.Module, _: Any, output: Any) -> Any:
+        if not module.training:
+            return output
+        if isinstance(output, tuple):
+            return (nn.functional.dropout(output[0], probability), *output[1:])
+        return nn.functional.dropout(output, probability)
+
+    for layer in trunk(model).layers:
+        layer.self_attn.register_forward_hook(drop)
+        layer.mlp.register_forward_hook(drop)
+    trunk(model).embed_tokens.register_forward_hook(drop)
+
+
+def _load_pretrained(name: str) -> PreTrainedModel:
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            name, use_safetensors=True, attn_implementation="sdpa", dtype=torch.float32
+        )
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(
+            f"backbone {name!r}: not a preset ({', '.join(PRESETS)}) and not a loadable causal LM folder or hub id: {reason}"
+        ) from None
+
+
+def _extend_embeddings(model: PreTrainedModel, size: int) -> None:
+    # New rows start at the mean of the old ones: neither more nor less likely than the average token.
+    old = model.get_input_embeddings().weight.shape[0]
+    model.resize_token_embeddings(size, mean_resizing=False)
+    tables = [model.get_input_embeddings().weight]
+    if model.get_output_embeddings().weight is not tables[0]:
+        tables.append(model.get_output_embeddings().weight)
+    with torch.no_grad():
+        for table in tables:
+            table[old:] = table[:old].mean(0)
+
+
+def _add_lora(model: PreTrainedModel, rank: int, seed: int) -> None:
+    peft = require("peft", extra="lora")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        peft.inject_adapter_in_model(peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear"), model)
+    for table in (model.get_input_embeddings(), model.get_output_embeddings()):
+        table.weight.requires_grad_(True)
+
+
+def _merge_lora(model: PreTrainedModel) -> None:
+    adapters = [(name, module) for name, module in model.named_modules() if hasattr(module, "get_base_layer")]
+    for name, module in adapters:
+        module.merge()
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, module.get_base_layer())

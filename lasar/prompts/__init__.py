@@ -1,0 +1,1 @@
+"""How users, items and latent steps become tokens."""

@@ -1,0 +1,227 @@
+"""The trained recommender as a Python object: item ids in, titles and scores out."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lasar.artifacts import content_hash, read_json
+from lasar.data.interactions import Interactions, ItemTable, load_user_ids
+from lasar.decoding.ranker import Ranker
+from lasar.errors import ArtifactError, ConfigError, UnknownItemError, nearest
+from lasar.model.backbone import best_device, load_backbone
+from lasar.prompts.vocabulary import Vocabulary
+from lasar.sid.catalog import SidCatalog
+
+Int32Array = NDArray[np.int32]
+History = Sequence[str | Sequence[str]]
+
+POLICY_STAGES = ("sft",)
+
+
+class Recommendation(NamedTuple):
+    """One recommended item.
+
+    Attributes:
+        item_id: the shop's id.
+        title: the item's title, empty where it has none.
+        score: summed log-probability of the item's codes; higher is better, at most 0.
+    """
+
+    item_id: str
+    title: str
+    score: float
+
+
+class Recommender:
+    """Recommends items for histories.
+
+    Example::
+
+        recommender = Recommender.load("runs/demo")
+        recommender.recommend(["85123A", "71053"], k=5)
+    """
+
+    def __init__(self, ranker: Ranker, *, items: ItemTable, prepare: Path) -> None:
+        """Combine a ranker with item ids and titles; `Recommender.load` is the usual way in."""
+        self.ranker = ranker
+        self.items = items
+        self._prepare = prepare
+        self._users: tuple[list[str], Interactions] | None = None
+
+    @classmethod
+    def load(cls, run: str | Path, *, model: str | None = None, device: str = "auto") -> "Recommender":
+        """Open a run folder.
+
+        Args:
+            run: the folder a recipe was run in.
+            model: the training stage to use; the last one that has an artifact by default.
+            device: `auto`, `cpu` or `cuda`.
+
+        Raises:
+            ArtifactError: the folder is not a run, or has no trained model.
+        """
+        run = Path(run)
+        if not run.is_dir():
+            raise ArtifactError(f"{run}: no such run folder; run a recipe first, for example: lasar run recipes/demo.yaml")
+        trained = [stage for stage in POLICY_STAGES if (run / stage / "vocabulary.json").is_file()]
+        if model is None and not trained:
+            raise ArtifactError(f"{run}: no trained model; run the stage {POLICY_STAGES[0]!r} first")
+        stage = model or trained[-1]
+        return cls.from_artifacts(
+            prepare=run / "prepare", quantize=run / "quantize", model=run / stage, device=device
+        )
+
+    @classmethod
+    def from_artifacts(cls, *, prepare: Path, quantize: Path, model: Path, device: str = "auto") -> "Recommender":
+        """Open three artifacts that belong together.
+
+        Raises:
+            ArtifactError: one is missing, or the model was trained on another catalogue.
+            ConfigError: the device does not exist.
+        """
+        catalog = SidCatalog.load(quantize)
+        vocabulary = Vocabulary.load(model / "vocabulary.json")
+        _refuse_mismatch(model, quantize)
+        backbone = load_backbone(model / "model", device=_device(device))
+        ranker = Ranker(backbone, vocabulary=vocabulary, codes_IL=catalog.codes_IL)
+        return cls(ranker, items=ItemTable.load(prepare), prepare=prepare)
+
+    def recommend(
+        self,
+        history: History,
+        k: int = 10,
+        *,
+        exclude: Sequence[str] = (),
+        allow: Sequence[str] | None = None,
+        exclude_seen: bool = False,
+        beam_width: int = 50,
+    ) -> list[Recommendation]:
+        """Recommend the next items.
+
+        Args:
+            history: item ids, oldest first; a nested list is one order. May be empty.
+            k: how many.
+            exclude: item ids never to return.
+            allow: if given, the only item ids to choose from.
+            exclude_seen: never return an item of the history.
+            beam_width: beams of the search (raised to `k` where smaller).
+
+        Returns:
+            At most `k` recommendations, best first; fewer only if fewer items are allowed.
+
+        Raises:
+            UnknownItemError: an id is not in the catalogue; the message names the closest one.
+            ConfigError: `k` is below 1.
+        """
+        orders = [[entry] if isinstance(entry, str) else list(entry) for entry in history]
+        items = self._indices([item_id for order in orders for item_id in order])
+        baskets = np.repeat(np.arange(len(orders), dtype=np.int32), [len(order) for order in orders])
+        return self._recommend(
+            items, baskets, k, exclude=exclude, allow=allow, exclude_seen=exclude_seen, beam_width=beam_width
+        )
+
+    def recommend_user(
+        self,
+        user_id: str,
+        k: int = 10,
+        *,
+        exclude: Sequence[str] = (),
+        allow: Sequence[str] | None = None,
+        exclude_seen: bool = False,
+        beam_width: int = 50,
+    ) -> list[Recommendation]:
+        """Recommend for a user of the event log, from everything the user did; see `recommend`.
+
+        Raises:
+            UnknownItemError: the user or an item is unknown.
+        """
+        items, baskets = self._user_history(user_id)
+        return self._recommend(
+            items, baskets, k, exclude=exclude, allow=allow, exclude_seen=exclude_seen, beam_width=beam_width
+        )
+
+    def user_history(self, user_id: str) -> list[list[str]]:
+        """Item ids of a known user's orders, oldest first.
+
+        Raises:
+            UnknownItemError: the user is unknown.
+        """
+        items, baskets = self._user_history(user_id)
+        splits = np.flatnonzero(np.diff(baskets)) + 1
+        return [[self.items.item_ids[i] for i in order] for order in np.split(items, splits)] if len(items) else []
+
+    def rank(
+        self,
+        histories: Sequence[Int32Array],
+        baskets: Sequence[Int32Array],
+        *,
+        k: int,
+        beam_width: int,
+        exclude_seen: bool = False,
+    ) -> tuple[Int32Array, NDArray[np.float32]]:
+        """Rank by item index, many queries at once; see `Ranker.rank`."""
+        return self.ranker.rank(histories, baskets, k=k, beam_width=beam_width, exclude_seen=exclude_seen)
+
+    def _recommend(
+        self,
+        items: Int32Array,
+        baskets: Int32Array,
+        k: int,
+        *,
+        exclude: Sequence[str],
+        allow: Sequence[str] | None,
+        exclude_seen: bool,
+        beam_width: int,
+    ) -> list[Recommendation]:
+        if k < 1:
+            raise ConfigError(f"k={k}: ask for at least 1 item")
+        items_QK, scores_QK = self.ranker.rank(
+            [items],
+            [baskets],
+            k=k,
+            beam_width=max(beam_width, k),
+            exclude_seen=exclude_seen,
+            exclude=[self._indices(exclude)],
+            allow=None if allow is None else [self._indices(allow)],
+        )
+        return [
+            Recommendation(self.items.item_ids[item], self.items.titles[item], float(score))
+            for item, score in zip(items_QK[0], scores_QK[0], strict=True)
+            if item >= 0
+        ]
+
+    def _indices(self, item_ids: Sequence[str]) -> Int32Array:
+        return np.array([self.items.index_of(item_id) for item_id in item_ids], dtype=np.int32)
+
+    def _user_history(self, user_id: str) -> tuple[Int32Array, Int32Array]:
+        if self._users is None:
+            self._users = (load_user_ids(self._prepare), Interactions.load(self._prepare))
+        user_ids, events = self._users
+        if user_id not in user_ids:
+            raise UnknownItemError(f"no user {user_id!r} in the event log{nearest(user_id, user_ids)}")
+        first, last = np.searchsorted(events.user_index, [user_ids.index(user_id), user_ids.index(user_id) + 1])
+        return events.item_index[first:last], events.basket[first:last]
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return best_device()
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError("device 'cuda': no GPU is visible to PyTorch; use 'cpu' or 'auto'")
+    try:
+        return torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"device {name!r}: not a PyTorch device; use 'auto', 'cpu' or 'cuda'") from None
+
+
+def _refuse_mismatch(model: Path, quantize: Path) -> None:
+    manifest = model / "manifest.json"
+    if not manifest.is_file():
+        return
+    trained_on = read_json(manifest)["inputs"].get("quantize")
+    if trained_on != content_hash(quantize):
+        raise ArtifactError(f"{model}: trained on other semantic IDs than {quantize} holds; run the stage {model.name!r} again")

@@ -1,0 +1,132 @@
+"""Item texts to vectors with a sentence-transformers model, in shards that survive a kill.
+
+Texts are encoded once each, sorted by length (so that a batch carries little padding), in fixed shards: which
+texts form a batch never depends on what an interrupted run had finished, so the result doesn't either.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from lasar.errors import DataError, require
+from lasar.progress import progress
+
+DEFAULT_TEXT_MODEL = "data/all-minilm-l6-v2"
+
+Encode = Callable[[list[str]], NDArray[np.float32]]
+
+
+def local_model_folder(text_model: str) -> Path | None:
+    """The model's folder, or None when `text_model` is a hub id.
+
+    A name is taken for a folder when it exists, or looks like a path: absolute, with `.` or `~` in front,
+    with more than one slash, or below `data/`.
+
+    Raises:
+        DataError: it looks like a folder, and there is no model in it.
+    """
+    path = Path(text_model).expanduser()
+    for folder in (path, path / "model"):
+        if (folder / "modules.json").is_file() or (folder / "config.json").is_file():
+            return folder
+    looks_local = text_model[:1] in "/.~" or text_model.count("/") > 1 or text_model.startswith("data/")
+    if path.exists() or looks_local:
+        name = Path(DEFAULT_TEXT_MODEL).name
+        fix = f"run: lasar data get {name}" if path.name == name else "give a sentence-transformers folder"
+        raise DataError(f"embed.text_model: {text_model}: no text model there; {fix}")
+    return None
+
+
+def load_text_encoder(text_model: str, *, batch_size: int, max_tokens: int) -> Encode:
+    """Load a sentence-transformers model.
+
+    A local folder is read without touching the network. Vectors are what the model gives, not normalised
+    further.
+
+    Args:
+        text_model: local folder or hub id.
+        batch_size: texts per forward pass.
+        max_tokens: longer texts are cut, at most at the model's own limit.
+
+    Raises:
+        DataError: the model cannot be loaded.
+        MissingExtraError: sentence-transformers is not installed.
+    """
+    folder = local_model_folder(text_model)
+    library = require("sentence_transformers", extra="embed")
+    transformers_logging = require("transformers.utils.logging", extra="embed")
+    showed_bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()  # for weights that load in a blink
+    try:
+        model = library.SentenceTransformer(str(folder or text_model), local_files_only=folder is not None)
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"embed.text_model: {text_model}: cannot be loaded: {reason}") from None
+    finally:
+        if showed_bars:
+            transformers_logging.enable_progress_bar()
+    model.max_seq_length = min(max_tokens, model.max_seq_length or max_tokens)
+
+    def encode(texts: list[str]) -> NDArray[np.float32]:
+        vectors: Any = model.encode(texts, batch_size=batch_size, show_progress_bar=False)
+        return np.asarray(vectors, dtype=np.float32)
+
+    return encode
+
+
+def encode_texts(
+    texts: Sequence[str], load_encoder: Callable[[], Encode], *, scratch: Path, shard_size: int
+) -> NDArray[np.float32]:
+    """Encode texts shard by shard; finished shards are kept in `scratch` and not encoded again.
+
+    Args:
+        texts: non-empty; equal texts are encoded once.
+        load_encoder: called only when there is something left to encode.
+        scratch: a folder that belongs to these texts and this model alone.
+        shard_size: distinct texts per shard.
+
+    Returns:
+        float32 [len(texts), E], in the order of `texts`.
+
+    Raises:
+        DataError: the model gives a vector that is not finite.
+    """
+    ordered = sorted(set(texts), key=lambda text: (len(text), text))
+    shards = [ordered[begin : begin + shard_size] for begin in range(0, len(ordered), shard_size)]
+    paths = [scratch / f"text-{number:05d}.safetensors" for number in range(len(shards))]
+    done = {path: vectors for path in paths if (vectors := _read_shard(path)) is not None}
+    num_done = sum(len(vectors) for vectors in done.values())
+    if len(done) < len(paths):
+        encode = load_encoder()
+        with progress("encoding texts", total=len(ordered), start=num_done, unit="texts") as advance:
+            for path, shard in zip(paths, shards, strict=True):
+                if path not in done:
+                    done[path] = encode(shard)
+                    _write_shard(path, done[path])
+                    advance(len(shard))
+    vectors = np.concatenate([done[path] for path in paths])
+    if not np.isfinite(vectors).all():
+        text = ordered[int(np.argwhere(~np.isfinite(vectors))[0, 0])]
+        raise DataError(
+            f"embed.text_model gives NaN or infinity for the text {text[:80]!r}; use another model"
+        )
+    row_of = {text: row for row, text in enumerate(ordered)}
+    return np.asarray(vectors[[row_of[text] for text in texts]], dtype=np.float32)
+
+
+def _read_shard(path: Path) -> NDArray[np.float32] | None:
+    try:
+        return load_file(path)["vectors"]
+    except (OSError, SafetensorError, KeyError):
+        return None  # never finished, or damaged: encoded again
+
+
+def _write_shard(path: Path, vectors_IE: NDArray[np.float32]) -> None:
+    partial = path.with_name(path.name + ".partial")
+    save_file({"vectors": np.ascontiguousarray(vectors_IE)}, partial)
+    partial.replace(path)

@@ -1,0 +1,150 @@
+"""Stage 1: ground the semantic IDs (paper section 3; METHOD.md section 5).
+
+Plain next-code training over whole histories: one pass over a user trains every prefix. The backbone is a preset from
+scratch or any Hugging Face causal LM. Validation is the real task, ranking by beam search, and the best epoch is kept.
+Left out of the paper: nothing; the language-alignment tasks of LC-Rec and OneRec-Think are not part of it.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+from rich.table import Table
+
+from lasar.artifacts import StageContext, read_json, write_json
+from lasar.config import StageConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(StageConfig):
+    """How to train Stage 1."""
+
+    backbone: str = "1m"
+    """A preset trained from scratch (tiny, 1m, 4m, 12m), or the path or hub id of a causal LM."""
+    epochs: int = 20
+    """Passes over the training histories."""
+    learning_rate: float = 3e-3
+    """Peak learning rate; 5e-4 is the paper's for a pre-trained 0.6B model."""
+    weight_decay: float = 0.1
+    """AdamW weight decay of matrices."""
+    dropout: float = 0.15
+    """Of embeddings and residual branches; presets only."""
+    label_smoothing: float = 0.0
+    """Probability spread evenly over a level's codes."""
+    loss_vocab: Literal["trie", "level", "sid", "full"] = "trie"
+    """What a code's probability is normalised over, in training and decoding alike: the codes that exist after its
+    prefix, its level's codes, all codes, or the whole vocabulary."""
+    max_history: int = 50
+    """Items of a history that the model sees; the newest are kept."""
+    batch_tokens: int = 4096
+    """Tokens per batch, padding included."""
+    accumulate: int = 1
+    """Batches per optimizer step."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """Autocast type."""
+    ema_decay: float = 0.0
+    """Decay of the running average of weights that is validated and kept; 0 is off."""
+    lora_rank: int = 0
+    """Rank of LoRA adapters on a pre-trained backbone (merged when saved); 0 trains all weights."""
+    validation_users: int = 2000
+    """Validation users ranked after every `validate_every` epochs."""
+    patience: int = 0
+    """Validations without improvement before stopping early; 0 never stops early."""
+
+
+def inputs(config: Config) -> tuple[str, ...]:
+    """Upstream stages."""
+    return ("prepare", "quantize")
+
+
+def sources(config: Config) -> tuple[Path, ...]:
+    """A backbone given as a local folder."""
+    folder = Path(config.backbone)
+    return (folder,) if folder.is_dir() else ()
+
+
+def run(config: Config, context: StageContext) -> None:
+    """Train, keep the best epoch on validation N@10, save a model folder."""
+    import torch
+
+    from lasar.data.interactions import SPLIT_VALID, Interactions
+    from lasar.model.backbone import best_device, build_backbone, num_parameters, save_backbone
+    from lasar.prompts.batches import TrunkBatch, epoch_batches
+    from lasar.prompts.vocabulary import Vocabulary
+    from lasar.decoding.ranker import Ranker
+    from lasar.sid.catalog import SidCatalog
+    from lasar.training.fit import FitPlan, fit, write_curve
+    from lasar.training.losses import trunk_loss
+    from lasar.training.validation import validation_metrics
+
+    interactions = Interactions.load(context.inputs["prepare"])
+    catalog = SidCatalog.load(context.inputs["quantize"])
+    backbone = build_backbone(
+        config.backbone,
+        num_levels=catalog.num_levels,
+        codebook_size=catalog.codebook_size,
+        orders=interactions.split_kind == "last_basket",
+        max_history=config.max_history,
+        normalise=config.loss_vocab,
+        dropout=config.dropout,
+        lora_rank=config.lora_rank,
+        seed=context.seed,
+    )
+    vocabulary: Vocabulary = backbone.vocabulary
+    tokens_IL = vocabulary.item_tokens(catalog.codes_IL)
+    sequences = interactions.train_sequences()
+    valid = interactions.cases(SPLIT_VALID).subset(config.validation_users, context.seed)
+    device = best_device()
+    backbone.model.to(device)
+    ranker = Ranker(backbone.model, vocabulary=vocabulary, codes_IL=catalog.codes_IL)
+
+    def batches(epoch: int) -> list[TrunkBatch]:
+        return epoch_batches(
+            sequences, tokens_IL, vocabulary=vocabulary, batch_tokens=config.batch_tokens,
+            train_targets=interactions.train_targets, seed=context.seed, epoch=epoch,
+        )  # fmt: skip
+
+    def loss(model: torch.nn.Module, batch: TrunkBatch) -> tuple[torch.Tensor, dict[str, float]]:
+        result = trunk_loss(
+            model, *(torch.from_numpy(array).to(device) for array in (batch.ids_BT, batch.targets_BT, batch.items_BT)),
+            vocabulary=vocabulary, trie=ranker.trie, label_smoothing=config.label_smoothing,
+        )  # fmt: skip
+        return result.total, {}
+
+    result = fit(
+        backbone.model,
+        plan=FitPlan(
+            epochs=config.epochs, learning_rate=config.learning_rate, weight_decay=config.weight_decay,
+            accumulate=config.accumulate, precision=config.precision, ema_decay=config.ema_decay,
+            patience=config.patience, seed=context.seed,
+        ),
+        batches=batches,
+        loss=loss,
+        validate=lambda model: validation_metrics(ranker, valid),
+        checkpoint_dir=context.scratch / "checkpoint",
+        description="sft",
+    )  # fmt: skip
+    save_backbone(backbone, context.output)
+    write_curve(context.output / "curve.jsonl", result.curve)
+    write_json(
+        context.output / "metrics.json",
+        {
+            "best_epoch": result.best_epoch,
+            "valid_ndcg@10": result.best_metric,
+            "validation_users": len(valid),
+            "parameters": num_parameters(backbone.model),
+            "training_targets": sum(batch.num_targets for batch in batches(0)) // catalog.num_levels,
+        },
+    )
+
+
+def show(folder: Path, console: Console) -> None:
+    """Print what was trained and how well it validates."""
+    metrics = read_json(folder / "metrics.json")
+    table = Table(title="sft: Stage 1", show_header=False)
+    table.add_row("parameters", f"{metrics['parameters']:,}")
+    table.add_row("training targets per epoch", f"{metrics['training_targets']:,}")
+    table.add_row("best epoch", str(metrics["best_epoch"]))
+    table.add_row(f"validation N@10 ({metrics['validation_users']:,} users)", f"{metrics['valid_ndcg@10']:.4f}")
+    console.print(table)

@@ -1,0 +1,295 @@
+"""The one training loop: batches times loss, on Hugging Face Accelerate.
+
+What differs between stages is the batches and the loss, never the loop. The loop is exact to resume: batches are a
+function of (seed, epoch), the learning rate of the step, and a checkpoint holds weights, optimizer, running average
+and random state, so an interrupted run ends with the same bytes as an undisturbed one.
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from lasar.errors import require
+from lasar.progress import progress
+from lasar.training.checkpoints import load_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
+
+_CHECKPOINT_EVERY_SECONDS = 30.0
+
+
+class SizedBatch(Protocol):
+    """A batch that knows its number of loss terms, so that gradients are means over targets, not over batches."""
+
+    @property
+    def num_targets(self) -> int:
+        """Number of loss terms."""
+
+
+LossFunction = Callable[[nn.Module, Any], tuple[Tensor, dict[str, float]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitPlan:
+    """How to train; every value comes from the stage's config.
+
+    Attributes:
+        epochs: passes over the data.
+        learning_rate: peak of the schedule (linear warm-up, cosine to a tenth).
+        weight_decay: of matrices; vectors (norms, biases) have none.
+        warmup_fraction: of all steps.
+        accumulate: batches per optimizer step.
+        max_grad_norm: gradients are clipped to this norm.
+        precision: `bf16` autocast or `fp32`.
+        ema_decay: of the running average of weights that is validated and kept; 0 keeps the weights themselves.
+        metric: key of the validation result to maximise.
+        validate_every: epochs between validations.
+        patience: validations without a new best before stopping; 0 never stops early.
+        seed: of dropout.
+    """
+
+    epochs: int
+    learning_rate: float
+    weight_decay: float = 0.1
+    warmup_fraction: float = 0.03
+    accumulate: int = 1
+    max_grad_norm: float = 1.0
+    precision: Literal["bf16", "fp32"] = "bf16"
+    ema_decay: float = 0.0
+    metric: str = "ndcg@10"
+    validate_every: int = 1
+    patience: int = 0
+    seed: int = 0
+
+
+@dataclass
+class _Progress:
+    """Where a run is; what a checkpoint stores beside tensors."""
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    best_metric: float = -math.inf
+    best_epoch: int = -1
+    since_best: int = 0
+    epoch_loss: float = 0.0
+    epoch_targets: int = 0
+    curve: list[dict[str, float]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitResult:
+    """Outcome of `fit`; the model holds the best weights.
+
+    Attributes:
+        best_metric: best validation value.
+        best_epoch: its epoch, counted from 1; 0 if there was no validation.
+        curve: one record per epoch and per validation.
+    """
+
+    best_metric: float
+    best_epoch: int
+    curve: list[dict[str, float]]
+
+
+def fit(
+    model: nn.Module,
+    *,
+    plan: FitPlan,
+    batches: Callable[[int], Sequence[SizedBatch]],
+    loss: LossFunction,
+    validate: Callable[[nn.Module], dict[str, float]],
+    checkpoint_dir: Path,
+    description: str,
+) -> FitResult:
+    """Train, validate, keep the best weights.
+
+    Args:
+        model: trained in place; ends with the best validated weights.
+        plan: how to train.
+        batches: epoch (from 0) to that epoch's batches; must be a pure function, equally long every epoch or nearly.
+        loss: (model, batch) to the loss summed over the batch's targets, and numbers to log.
+        validate: model in evaluation mode to metrics; must not consume the global random state.
+        checkpoint_dir: survives a kill; a later call with the same arguments continues from here.
+        description: of the progress bar.
+    """
+    accelerate = require("accelerate", extra="train")
+    accelerator = accelerate.Accelerator(mixed_precision="bf16" if plan.precision == "bf16" else "no")
+    optimizer = build_optimizer(model, learning_rate=plan.learning_rate, weight_decay=plan.weight_decay)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    average = {name: p.detach().clone() for name, p in _trained(model)} if plan.ema_decay else {}
+    best = {name: p.detach().clone() for name, p in _trained(model)}
+    at = _resume(checkpoint_dir, model, optimizer, average, best, seed=plan.seed)
+    epoch_batches = batches(at.epoch)
+    steps_per_epoch = math.ceil(len(epoch_batches) / plan.accumulate)
+    total_steps = steps_per_epoch * plan.epochs
+    saved = time.monotonic()
+    with progress(description, total=total_steps, start=at.step, unit="step") as advance:
+        while at.epoch < plan.epochs and not (plan.patience and at.since_best >= plan.patience):
+            model.train()
+            while at.batch < len(epoch_batches):
+                group = epoch_batches[at.batch : at.batch + plan.accumulate]
+                _set_learning_rate(optimizer, scheduled(at.step, total_steps, plan))
+                note = _train_step(accelerator, model, optimizer, group, loss, plan, at)
+                _update_average(average, model, plan.ema_decay, at.step)
+                at.batch += len(group)
+                at.step += 1
+                advance(note=note)
+                if time.monotonic() - saved > _CHECKPOINT_EVERY_SECONDS:
+                    _save(checkpoint_dir, model, optimizer, average, best, at)
+                    saved = time.monotonic()
+            at.epoch, at.batch = at.epoch + 1, 0
+            _end_epoch(model, average, best, plan, validate, at)
+            epoch_batches = batches(at.epoch) if at.epoch < plan.epochs else []
+            _save(checkpoint_dir, model, optimizer, average, best, at)
+            saved = time.monotonic()
+    _copy_into(model, best)
+    model.eval()
+    return FitResult(best_metric=at.best_metric, best_epoch=at.best_epoch, curve=at.curve)
+
+
+def build_optimizer(model: nn.Module, *, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
+    """AdamW; matrices decay, vectors do not."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=learning_rate, betas=(0.9, 0.98), fused=True)
+
+
+def scheduled(step: int, total_steps: int, plan: FitPlan) -> float:
+    """Learning rate of a step: linear warm-up, then cosine to a tenth of the peak."""
+    warmup = max(1, round(plan.warmup_fraction * total_steps))
+    if step < warmup:
+        return plan.learning_rate * (step + 1) / warmup
+    done = min(1.0, (step - warmup) / max(1, total_steps - warmup))
+    return plan.learning_rate * (0.1 + 0.45 * (1 + math.cos(math.pi * done)))
+
+
+def write_curve(path: Path, curve: list[dict[str, float]]) -> None:
+    """Write one JSON line per record."""
+    path.write_text("".join(json.dumps(record) + "\n" for record in curve), encoding="utf-8")
+
+
+def _train_step(
+    accelerator: Any,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    group: Sequence[SizedBatch],
+    loss: LossFunction,
+    plan: FitPlan,
+    at: _Progress,
+) -> str:
+    targets = sum(batch.num_targets for batch in group)
+    step_loss = 0.0
+    for batch in group:
+        with accelerator.autocast():
+            summed, _ = loss(model, batch)
+        accelerator.backward(summed / targets)
+        step_loss += summed.item()
+    if not math.isfinite(step_loss):
+        raise FloatingPointError(f"loss is {step_loss} at step {at.step}")
+    accelerator.clip_grad_norm_(model.parameters(), plan.max_grad_norm)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    at.epoch_loss += step_loss
+    at.epoch_targets += targets
+    return f"epoch {at.epoch + 1}/{plan.epochs} loss {step_loss / targets:.3f} best {max(at.best_metric, 0):.4f}"
+
+
+def _end_epoch(
+    model: nn.Module,
+    average: dict[str, Tensor],
+    best: dict[str, Tensor],
+    plan: FitPlan,
+    validate: Callable[[nn.Module], dict[str, float]],
+    at: _Progress,
+) -> None:
+    record: dict[str, float] = {"epoch": at.epoch, "step": at.step, "loss": at.epoch_loss / max(at.epoch_targets, 1)}
+    at.epoch_loss, at.epoch_targets = 0.0, 0
+    if at.epoch % plan.validate_every == 0 or at.epoch == plan.epochs:
+        own = {name: p.detach().clone() for name, p in _trained(model)}
+        if average:
+            _copy_into(model, average)
+        model.eval()
+        with torch.no_grad():
+            metrics = validate(model)
+        record |= {f"valid_{name}": value for name, value in metrics.items()}
+        if metrics[plan.metric] > at.best_metric:
+            at.best_metric, at.best_epoch, at.since_best = metrics[plan.metric], at.epoch, 0
+            for name, parameter in _trained(model):
+                best[name].copy_(parameter.detach())
+        else:
+            at.since_best += 1
+        _copy_into(model, own)
+    at.curve.append(record)
+
+
+def _update_average(average: dict[str, Tensor], model: nn.Module, decay: float, step: int) -> None:
+    if not average:
+        return
+    weight = max(1 - decay, 1 / (step + 2))  # a plain mean at first, so that the start is forgotten quickly
+    with torch.no_grad():
+        names, parameters = zip(*_trained(model), strict=True)
+        torch._foreach_lerp_([average[name] for name in names], list(parameters), weight)
+
+
+def _copy_into(model: nn.Module, values: dict[str, Tensor]) -> None:
+    with torch.no_grad():
+        for name, parameter in _trained(model):
+            parameter.copy_(values[name])
+
+
+def _trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def _set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+
+
+def _save(
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: dict[str, Tensor],
+    best: dict[str, Tensor],
+    at: _Progress,
+) -> None:
+    tensors = {f"model.{name}": p for name, p in _trained(model)}
+    tensors |= {f"average.{name}": value for name, value in average.items()}
+    tensors |= {f"best.{name}": value for name, value in best.items()}
+    tensors |= optimizer_tensors(optimizer)
+    tensors["random_state"] = torch.get_rng_state()
+    save_checkpoint(folder, tensors=tensors, facts=vars(at))
+
+
+def _resume(
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: dict[str, Tensor],
+    best: dict[str, Tensor],
+    *,
+    seed: int,
+) -> _Progress:
+    torch.manual_seed(seed)
+    loaded = load_checkpoint(folder)
+    if loaded is None:
+        return _Progress()
+    tensors, facts = loaded
+    _copy_into(model, {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")})
+    for name in average:
+        average[name].copy_(tensors[f"average.{name}"])
+    for name in best:
+        best[name].copy_(tensors[f"best.{name}"])
+    restore_optimizer(optimizer, tensors)
+    torch.set_rng_state(tensors["random_state"])
+    return _Progress(**facts)

@@ -1,0 +1,78 @@
+"""One contract for everything that ranks: shapes, padding, no repeats, filters, order, no state."""
+
+import numpy as np
+import pytest
+
+from lasar.baselines.popularity import Popularity
+from lasar.baselines.transitions import Transitions
+from lasar.data.interactions import TrainSequence
+
+NUM_ITEMS, K = 15, 10
+
+
+def training():
+    rng = np.random.default_rng(0)
+    return [
+        TrainSequence(
+            user, rng.integers(NUM_ITEMS, size=7).astype(np.int32), np.array([0, 0, 1, 1, 2, 3, 3], np.int32)
+        )
+        for user in range(30)
+    ]
+
+
+def queries():
+    rng = np.random.default_rng(1)
+    lengths = [0, 1, 3, 9]
+    histories = [rng.integers(NUM_ITEMS, size=length).astype(np.int32) for length in lengths]
+    return histories, [np.sort(rng.integers(3, size=length)).astype(np.int32) for length in lengths]
+
+
+RANKERS = {"popularity": Popularity, "transitions": Transitions}
+
+
+@pytest.fixture(params=sorted(RANKERS))
+def ranker(request):
+    return RANKERS[request.param]().fit(training(), NUM_ITEMS)
+
+
+def test_shapes_types_and_order(ranker):
+    histories, baskets = queries()
+    items, scores = ranker.recommend(histories, baskets, K)
+    assert items.shape == scores.shape == (len(histories), K)
+    assert items.dtype == np.int32
+    assert scores.dtype == np.float32
+    assert (np.diff(scores, axis=1) <= 0).all()
+    for row in items:
+        assert len(set(row.tolist())) == K
+        assert (row >= 0).all()
+        assert (row < NUM_ITEMS).all()
+
+
+def test_lists_longer_than_the_catalogue_are_padded(ranker):
+    histories, baskets = queries()
+    items, scores = ranker.recommend(histories, baskets, NUM_ITEMS + 4)
+    assert all(sorted(row[:NUM_ITEMS].tolist()) == list(range(NUM_ITEMS)) for row in items)
+    assert (items[:, NUM_ITEMS:] == -1).all()
+    assert np.isneginf(scores[:, NUM_ITEMS:]).all()
+
+
+def test_seen_items_never_come_back_and_the_rest_keeps_its_order(ranker):
+    histories, baskets = queries()
+    every, _ = ranker.recommend(histories, baskets, NUM_ITEMS)
+    unseen, _ = ranker.recommend(histories, baskets, NUM_ITEMS, exclude_seen=True)
+    for history, all_items, left in zip(histories, every, unseen, strict=True):
+        expected = [item for item in all_items.tolist() if item not in history.tolist()]
+        assert left[left >= 0].tolist() == expected
+
+
+def test_a_query_does_not_depend_on_its_batch_or_on_earlier_calls(ranker):
+    histories, baskets = queries()
+    together, _ = ranker.recommend(histories, baskets, K)
+    for query in reversed(range(len(histories))):
+        alone, _ = ranker.recommend([histories[query]], [baskets[query]], K)
+        assert (alone[0] == together[query]).all()
+
+
+def test_no_query_gives_no_list(ranker):
+    items, scores = ranker.recommend([], [], K)
+    assert items.shape == scores.shape == (0, K)

@@ -1,0 +1,145 @@
+"""The whole pipeline on a small made-up shop with a planted rule, through the command line."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+ROOT = Path(__file__).parents[2]
+STAGES = ("prepare", "embed", "quantize", "sft", "evaluate", "report")
+
+
+def lasar(*arguments: str, check: bool = True, **options) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from lasar.cli import main; main()", *arguments]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "160"}
+    return subprocess.run(command, check=check, capture_output=True, text=True, timeout=170, env=env, **options)
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shop")
+    subprocess.run([sys.executable, str(ROOT / "examples" / "make_mini_data.py"), str(folder / "mini")], check=True)
+    return folder / "mini"
+
+
+def arguments(shop: Path, run: Path) -> list[str]:
+    return [
+        str(ROOT / "recipes" / "mini.yaml"),
+        f"prepare.source={shop / 'events.csv'}",
+        f"prepare.items={shop / 'items.csv'}",
+        f"run_dir={run}",
+    ]
+
+
+def fingerprints(run: Path) -> dict[str, dict[str, str]]:
+    return {stage: json.loads((run / stage / "manifest.json").read_text())["outputs"] for stage in STAGES}
+
+
+@pytest.fixture(scope="module")
+def finished(shop):
+    run = shop.parent / "run"
+    output = lasar("run", *arguments(shop, run)).stdout
+    return run, output
+
+
+def test_every_stage_leaves_an_artifact_and_nothing_else(finished):
+    run, _ = finished
+    assert {path.name for path in run.iterdir()} == {*STAGES, "recipe.json", ".lock"}
+
+
+def test_the_planted_rule_is_learned(finished):
+    run, output = finished
+    methods = json.loads((run / "evaluate" / "metrics.json").read_text())["methods"]
+    assert methods["sft"]["hr@5"] > 2 * methods["popularity"]["hr@5"]
+    assert methods["sft"]["hr@5"] > 0.5
+    assert "popularity" in output
+    assert "transitions" in output
+
+
+def test_a_second_run_skips_everything(finished, shop):
+    run, _ = finished
+    before = fingerprints(run)
+    started = time.monotonic()
+    output = lasar("run", *arguments(shop, run)).stdout
+    assert output.count("up to date, skipped") == len(STAGES)
+    assert time.monotonic() - started < 30
+    assert fingerprints(run) == before
+
+
+def test_two_runs_with_one_seed_are_identical(finished, shop):
+    run, _ = finished
+    lasar("run", *arguments(shop, shop.parent / "again"))
+    assert fingerprints(shop.parent / "again") == fingerprints(run)
+
+
+def test_status_and_config(finished, shop):
+    run, _ = finished
+    assert lasar("status", str(run)).stdout.count("done") == len(STAGES)
+    assert "backbone: tiny" in lasar("config", *arguments(shop, run)).stdout
+
+
+def test_recommend_prints_titles(finished):
+    run, _ = finished
+    items = pl.read_parquet(run / "prepare" / "items.parquet")
+    item_id, title = items["item_id"][0], items["title"][0]
+    output = lasar("recommend", str(run), "--history", item_id, "--k", "3").stdout
+    assert title in output
+    found = json.loads(lasar("recommend", str(run), "--history", item_id, "--k", "3", "--json").stdout)
+    assert len(found) == 3
+    assert all(item["title"] for item in found)
+    user = pl.read_parquet(run / "prepare" / "users.parquet")["user_id"][0]
+    assert "recommended next" in lasar("recommend", str(run), "--user", user).stdout
+
+
+def test_mistakes_are_one_line(finished, shop, tmp_path):
+    run, _ = finished
+    cases = [
+        (["run", str(ROOT / "recipes" / "minni.yaml")], "did you mean"),
+        (["sft", *arguments(shop, run), "sft.epoch=3"], "did you mean 'epochs'"),
+        (["sft", *arguments(shop, run), "sft.epochs=many"], "sft.epochs"),
+        (["run", *arguments(shop, tmp_path / "r"), "prepare.source=nowhere.csv"], "nowhere.csv"),
+        (["sft", *arguments(shop, tmp_path / "r2")], "run the stage 'prepare' first"),
+        (["recommend", str(run), "--history", "no-such-item"], "no-such-item"),
+        (["recommend", str(tmp_path / "nothing"), "--history", "x"], "no such run folder"),
+        (["status", str(tmp_path / "nothing")], "not a run folder"),
+    ]
+    for command, expected in cases:
+        done = lasar(*command, check=False)
+        assert done.returncode == 2, (command, done)
+        assert expected in done.stderr, (command, done.stderr)
+        assert "Traceback" not in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_twenty_kills_change_nothing(finished, shop):
+    run, _ = finished
+    hit = shop.parent / "hit"
+    rng = random.Random(0)
+    kills = 0
+    while kills < 20:
+        process = subprocess.Popen(
+            [sys.executable, "-c", "from lasar.cli import main; main()", "run", *arguments(shop, hit)],
+            env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            process.wait(rng.uniform(1.0, 12.0))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+            continue
+        # It finished before the kill: start over, so that every kill hits a run that has work left.
+        for stage in rng.sample(STAGES, 3):
+            (hit / stage / "manifest.json").unlink(missing_ok=True)
+    lasar("run", *arguments(shop, hit))
+    assert fingerprints(hit) == fingerprints(run)
+    assert {path.name for path in hit.iterdir()} == {*STAGES, "recipe.json", ".lock"}

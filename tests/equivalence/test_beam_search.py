@@ -1,0 +1,234 @@
+"""Beam search against plain arithmetic: every item scored alone, one sequence at a time, without cache or mask."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+from lasar.decoding.beam import beam_search
+from lasar.decoding.ranker import Ranker
+from lasar.decoding.trie import ItemFilter, Trie
+from lasar.errors import ConfigError
+from lasar.model.backbone import build_preset
+from lasar.prompts.vocabulary import Vocabulary, pad_right
+
+VOCABULARY = Vocabulary(num_levels=3, codebook_size=5, normalise="trie")
+NORMALISERS = ("trie", "level", "sid", "full")
+
+
+def random_codes(num_items: int, seed: int, vocabulary: Vocabulary = VOCABULARY) -> np.ndarray:
+    size, levels = vocabulary.codebook_size, vocabulary.num_levels
+    chosen = np.random.default_rng(seed).choice(size**levels, size=num_items, replace=False)
+    return np.stack([chosen // size**level % size for level in range(levels)], axis=1).astype(np.int32)
+
+
+def sharpened(model: PreTrainedModel) -> PreTrainedModel:
+    # Fresh weights give nearly uniform codes; larger ones make a wrong mask or position visible in the ranking.
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim >= 2:
+                parameter.mul_(4.0)
+    return model.eval()
+
+
+def architectures() -> dict[str, PreTrainedModel]:
+    torch.manual_seed(0)
+    small = {
+        "vocab_size": VOCABULARY.size,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
+    return {
+        "preset": build_preset("tiny", vocabulary=VOCABULARY, seed=1),
+        "qwen2": Qwen2ForCausalLM(Qwen2Config(**small)),
+        "llama": LlamaForCausalLM(LlamaConfig(**small)),
+        "gpt2": GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY.size, n_embd=32, n_layer=2, n_head=4)),
+    }
+
+
+MODELS = {name: sharpened(model) for name, model in architectures().items()}
+
+
+def competitors(vocabulary: Vocabulary, codes_IL: np.ndarray, prefix: tuple[int, ...]) -> list[int]:
+    """Tokens that a code after `prefix` (codes) competes with, by the definition and not by the trie's arrays."""
+    level = len(prefix)
+    everything = {
+        "full": range(vocabulary.size),
+        "sid": range(vocabulary.first_code, vocabulary.size),
+        "level": range(vocabulary.level_start(level), vocabulary.level_start(level + 1)),
+    }
+    if vocabulary.normalise != "trie":
+        return list(everything[vocabulary.normalise])
+    return sorted({vocabulary.level_start(level) + row[level] for row in codes_IL.tolist() if tuple(row[:level]) == prefix})
+
+
+def code_logprob(logits: torch.Tensor, vocabulary: Vocabulary, codes_IL: np.ndarray, path: tuple[int, ...]) -> float:
+    tokens = competitors(vocabulary, codes_IL, path[:-1])
+    chosen = vocabulary.level_start(len(path) - 1) + path[-1]
+    return logits.double()[tokens].log_softmax(-1)[tokens.index(chosen)].item()
+
+
+def brute_force(
+    model: PreTrainedModel, prompt: np.ndarray, codes_IL: np.ndarray, vocabulary: Vocabulary = VOCABULARY
+) -> np.ndarray:
+    """Log-probability of every item, each as a sequence of its own through the whole model."""
+    scores = []
+    for codes, tokens in zip(codes_IL.tolist(), vocabulary.item_tokens(codes_IL), strict=True):
+        ids = torch.tensor(np.concatenate([prompt, tokens])[None].astype(np.int64))
+        logits = model(input_ids=ids).logits[0]
+        levels = range(vocabulary.num_levels)
+        scores.append(
+            sum(
+                code_logprob(logits[len(prompt) - 1 + level], vocabulary, codes_IL, tuple(codes[: level + 1]))
+                for level in levels
+            )
+        )
+    return np.array(scores)
+
+
+def search(model, prompts, codes_IL, beam_width, vocabulary=VOCABULARY, **filters):
+    ids, lengths = pad_right(prompts, vocabulary.pad)
+    trie = Trie(codes_IL)
+    item_filter = ItemFilter(trie, **filters) if filters else None
+    return beam_search(
+        model,
+        torch.tensor(ids),
+        torch.tensor(lengths),
+        vocabulary=vocabulary,
+        trie=trie,
+        beam_width=beam_width,
+        item_filter=item_filter,
+    )
+
+
+def make_prompt(codes_IL: np.ndarray, items: list[int]) -> np.ndarray:
+    tokens = VOCABULARY.item_tokens(codes_IL)
+    return VOCABULARY.render_history(
+        tokens, np.array(items, np.int32), np.arange(len(items), dtype=np.int32), open_order=True
+    )
+
+
+@pytest.mark.parametrize(("name", "normalise"), [*((name, "trie") for name in MODELS), *(("llama", n) for n in NORMALISERS[1:])])
+@torch.no_grad()
+def test_beam_that_covers_the_catalogue_is_brute_force(name, normalise):
+    vocabulary = dataclasses.replace(VOCABULARY, normalise=normalise)
+    codes = random_codes(40, seed=3)
+    prompts = [make_prompt(codes, history) for history in ([], [7], [3, 1, 4, 1, 5], [2, 30])]
+    beams = search(MODELS[name], prompts, codes, 60, vocabulary)
+    for row, prompt in enumerate(prompts):
+        expected = brute_force(MODELS[name], prompt, codes, vocabulary)
+        items, scores = beams.items_BW[row].numpy(), beams.scores_BW[row].numpy()
+        assert sorted(items[items >= 0]) == list(range(40))
+        assert np.isneginf(scores[items < 0]).all()
+        np.testing.assert_allclose(scores[items >= 0], expected[items[items >= 0]], atol=2e-5)
+        assert (np.diff(scores[items >= 0]) <= 0).all()
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    num_items=st.integers(1, 60),
+    beam_width=st.integers(1, 20),
+    seed=st.integers(0, 50),
+    lengths=st.lists(st.integers(0, 6), min_size=1, max_size=4),
+)
+@torch.no_grad()
+def test_narrow_beam_equals_expanded_beam_search(num_items, beam_width, seed, lengths):
+    """The same search with the prompt repeated for every beam and recomputed at every step."""
+    model, codes = MODELS["qwen2"], random_codes(num_items, seed)
+    rng = np.random.default_rng(seed)
+    prompts = [make_prompt(codes, rng.integers(0, num_items, length).tolist()) for length in lengths]
+    beams = search(model, prompts, codes, beam_width)
+    tokens = VOCABULARY.item_tokens(codes)
+    for row, prompt in enumerate(prompts):
+        kept: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
+        for level in range(VOCABULARY.num_levels):
+            grown = []
+            for score, path in kept:
+                ids = torch.tensor(np.concatenate([prompt, path])[None].astype(np.int64))
+                logits = model(input_ids=ids).logits[0, -1]
+                taken = tuple(t - VOCABULARY.level_start(i) for i, t in enumerate(path))
+                for t in {int(t[level]) for t in tokens if tuple(t[:level].tolist()) == path}:
+                    logprob = code_logprob(logits, VOCABULARY, codes, (*taken, t - VOCABULARY.level_start(level)))
+                    grown.append((score + logprob, (*path, t)))
+            kept = sorted(grown, reverse=True)[:beam_width]
+        found = beams.items_BW[row][beams.items_BW[row] >= 0]
+        assert len(found) == len(kept)
+        np.testing.assert_allclose(beams.scores_BW[row][: len(kept)], [score for score, _ in kept], atol=2e-5)
+        assert {tuple(tokens[i].tolist()) for i in found} == {path for _, path in kept}
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    num_items=st.integers(1, 60),
+    seed=st.integers(0, 50),
+    listed=st.integers(0, 60),
+    allow=st.booleans(),
+)
+@torch.no_grad()
+def test_filters_never_leak_and_never_starve(num_items, seed, listed, allow):
+    model, codes = MODELS["preset"], random_codes(num_items, seed)
+    rng = np.random.default_rng(seed)
+    lists = [rng.choice(num_items, size=min(listed, num_items), replace=False) for _ in range(2)]
+    lists[1] = lists[1][: len(lists[1]) // 2]
+    prompts = [make_prompt(codes, []), make_prompt(codes, [0])]
+    beams = search(model, prompts, codes, beam_width=64, items=lists, allow=allow)
+    for row, prompt in enumerate(prompts):
+        allowed = set(lists[row].tolist()) if allow else set(range(num_items)) - set(lists[row].tolist())
+        items = beams.items_BW[row].tolist()
+        found = [item for item in items if item >= 0]
+        assert sorted(found) == sorted(allowed)
+        expected = brute_force(model, prompt, codes)
+        np.testing.assert_allclose(beams.scores_BW[row][: len(found)], expected[found], atol=2e-5)
+
+
+def test_ranker_does_not_depend_on_batching():
+    codes = random_codes(50, seed=9)
+    ranker = Ranker(MODELS["llama"], vocabulary=VOCABULARY, codes_IL=codes)
+    rng = np.random.default_rng(0)
+    histories = [rng.integers(0, 50, n).astype(np.int32) for n in (0, 9, 3, 3, 1, 6, 2)]
+    baskets = [np.arange(len(h), dtype=np.int32) for h in histories]
+    together = ranker.rank(histories, baskets, k=10, beam_width=20, exclude_seen=True, batch_size=4)
+    for row, (history, basket) in enumerate(zip(histories, baskets, strict=True)):
+        items, scores = ranker.rank([history], [basket], k=10, beam_width=20, exclude_seen=True)
+        assert items[0].tolist() == together[0][row].tolist()
+        np.testing.assert_allclose(scores[0], together[1][row], atol=1e-5)
+        assert not set(items[0].tolist()) & set(history.tolist())
+
+
+def test_ranker_combines_allow_and_exclude():
+    codes = random_codes(50, seed=9)
+    ranker = Ranker(MODELS["preset"], vocabulary=VOCABULARY, codes_IL=codes)
+    empty = np.zeros(0, np.int32)
+    items, _ = ranker.rank(
+        [empty], [empty], k=5, beam_width=10,
+        allow=[np.array([1, 2, 3], np.int32)], exclude=[np.array([2], np.int32)],
+    )  # fmt: skip
+    assert sorted(items[0].tolist()) == [-1, -1, -1, 1, 3]
+
+
+def test_k_above_beam_width_is_refused():
+    ranker = Ranker(MODELS["preset"], vocabulary=VOCABULARY, codes_IL=random_codes(5, seed=0))
+    with pytest.raises(ConfigError, match=r"k=20 exceeds beam_width=10"):
+        ranker.rank([], [], k=20, beam_width=10)
+
+
+@torch.no_grad()
+def test_probabilities_over_the_catalogue_sum_to_one():
+    codes = random_codes(30, seed=4)
+    beams = search(MODELS["preset"], [make_prompt(codes, [1, 2])], codes, beam_width=60)
+    assert beams.scores_BW.exp().sum().item() == pytest.approx(1.0, abs=1e-5)

@@ -1,0 +1,118 @@
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from lasar.errors import ArtifactError, ConfigError
+from lasar.model.backbone import (
+    PRESETS,
+    build_backbone,
+    build_preset,
+    head_rows,
+    load_backbone,
+    num_parameters,
+    save_backbone,
+    trunk,
+)
+from lasar.prompts.vocabulary import Vocabulary
+
+SIZES = {"num_levels": 2, "codebook_size": 8, "orders": False, "max_history": 10, "normalise": "trie"}
+
+
+def build(name, **changes):
+    return build_backbone(name, **{**SIZES, "dropout": 0.0, "lora_rank": 0, "seed": 0, **changes})
+
+
+@pytest.fixture(params=["tied", "untied"])
+def pretrained(request, tmp_path):
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
+        tie_word_embeddings=request.param == "tied",
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "lm")
+    return tmp_path / "lm"
+
+
+@pytest.mark.parametrize(("preset", "millions"), [("1m", 1.3), ("4m", 4.0), ("12m", 12.3)])
+def test_presets_have_their_size(preset, millions):
+    vocabulary = Vocabulary(num_levels=4, codebook_size=256)
+    assert num_parameters(build_preset(preset, vocabulary=vocabulary, seed=0)) / 1e6 == pytest.approx(millions, rel=0.1)
+
+
+def test_same_seed_same_weights_and_the_global_generator_is_untouched():
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    first, second, other = build("tiny"), build("tiny"), build("tiny", seed=1)
+    assert torch.equal(torch.rand(1), expected)
+    pairs = list(zip(first.model.parameters(), second.model.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in pairs)
+    assert any(not torch.equal(a, b) for a, b in zip(first.model.parameters(), other.model.parameters(), strict=True))
+
+
+def test_dropout_acts_only_while_training():
+    model = build("tiny", dropout=0.5).model
+    ids = torch.tensor([[1, 7, 15]])
+    model.eval()
+    assert torch.equal(model(ids).logits, model(ids).logits)
+    model.train()
+    assert not torch.equal(model(ids).logits, model(ids).logits)
+
+
+def test_head_rows_are_the_logits():
+    model = build("tiny").model.eval()
+    ids = torch.tensor([[1, 7, 15]])
+    hidden = trunk(model)(input_ids=ids).last_hidden_state
+    torch.testing.assert_close(hidden @ head_rows(model, 4, 9).T, model(ids).logits[..., 4:9])
+
+
+def test_vocabulary_extension_keeps_the_language_model(pretrained):
+    original = AutoModelForCausalLM.from_pretrained(pretrained)
+    backbone = build(str(pretrained))
+    ids = torch.tensor([[3, 1, 4, 1, 5]])
+    logits = backbone.model.eval()(ids).logits
+    assert backbone.vocabulary.base_size == 50
+    assert logits.shape[-1] == backbone.vocabulary.size == 50 + 6 + 16
+    torch.testing.assert_close(logits[..., :50], original(ids).logits, atol=1e-5, rtol=1e-5)
+    rows = backbone.model.get_input_embeddings().weight
+    torch.testing.assert_close(rows[50:], rows[:50].mean(0).expand(22, -1))
+
+
+def test_saved_model_reloads_in_plain_transformers(pretrained, tmp_path):
+    backbone = build(str(pretrained))
+    save_backbone(backbone, tmp_path)
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    ids = torch.tensor([[3, 55, 60]])
+    assert torch.equal(plain(ids).logits, backbone.model.eval()(ids).logits)
+    assert torch.equal(load_backbone(tmp_path / "model")(ids).logits, plain(ids).logits)
+    assert Vocabulary.load(tmp_path / "vocabulary.json") == backbone.vocabulary
+
+
+def test_lora_trains_few_weights_and_merges(pretrained, tmp_path):
+    backbone = build(str(pretrained), lora_rank=2)
+    trained = {name for name, p in backbone.model.named_parameters() if p.requires_grad}
+    assert all("lora_" in name or "embed_tokens" in name or "lm_head" in name for name in trained)
+    assert any("embed_tokens" in name for name in trained)
+    with torch.no_grad():
+        for name, parameter in backbone.model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_()
+    ids = torch.tensor([[3, 55, 60]])
+    expected = backbone.model.eval()(ids).logits
+    save_backbone(backbone, tmp_path)
+    torch.testing.assert_close(load_backbone(tmp_path / "model")(ids).logits, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_lora_on_a_preset_is_refused():
+    with pytest.raises(ConfigError, match="no pre-trained weights"):
+        build("tiny", lora_rank=4)
+
+
+def test_unknown_backbone_names_the_presets():
+    with pytest.raises(ConfigError, match=f"{', '.join(PRESETS)}"):
+        build("no/such/model")
+
+
+def test_missing_model_folder(tmp_path):
+    with pytest.raises(ArtifactError, match=r"no config\.json"):
+        load_backbone(tmp_path)

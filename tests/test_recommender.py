@@ -1,0 +1,122 @@
+import json
+
+import numpy as np
+import polars as pl
+import pytest
+from safetensors.numpy import save_file
+
+from lasar import ArtifactError, ConfigError, Recommender, UnknownItemError
+from lasar.model.backbone import Backbone, build_preset, save_backbone
+from lasar.prompts.vocabulary import Vocabulary
+
+ITEMS = [f"sku{i}" for i in range(20)]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run folder written by hand: three users, twenty items, an untrained model."""
+    run = tmp_path_factory.mktemp("run")
+    for stage in ("prepare", "quantize", "sft"):
+        (run / stage).mkdir()
+    pl.DataFrame(
+        {
+            "item_index": pl.Series(range(20), dtype=pl.Int32),
+            "item_id": ITEMS,
+            "title": [f"Item [{i}]" for i in range(20)],
+            "text": [""] * 20,
+        }
+    ).write_parquet(run / "prepare" / "items.parquet")
+    pl.DataFrame({"user_index": pl.Series([0, 1], dtype=pl.Int32), "user_id": ["ann", "bob"]}).write_parquet(
+        run / "prepare" / "users.parquet"
+    )
+    pl.DataFrame(
+        {
+            "user_index": pl.Series([0, 0, 0, 1, 1], dtype=pl.Int32),
+            "item_index": pl.Series([3, 4, 5, 6, 7], dtype=pl.Int32),
+            "timestamp": [0, 0, 1, 0, 1],
+            "basket": pl.Series([0, 0, 1, 0, 1], dtype=pl.Int32),
+            "split": pl.Series([0, 0, 2, 0, 2], dtype=pl.Int8),
+        }
+    ).write_parquet(run / "prepare" / "interactions.parquet")
+    (run / "prepare" / "summary.json").write_text(
+        json.dumps({"num_users": 2, "num_items": 20, "split": "last_basket", "train_targets": "all"})
+    )
+    codes = np.stack([np.arange(20) // 5, np.arange(20) % 5], axis=1).astype(np.int32)
+    save_file({"codes": codes}, run / "quantize" / "catalog.safetensors")
+    (run / "quantize" / "catalog.json").write_text(
+        json.dumps({"num_levels": 2, "codebook_size": 5, "num_items": 20})
+    )
+    vocabulary = Vocabulary(num_levels=2, codebook_size=5, orders=True)
+    save_backbone(Backbone(model=build_preset("tiny", vocabulary=vocabulary, seed=0), vocabulary=vocabulary), run / "sft")
+    return run
+
+
+@pytest.fixture(scope="module")
+def recommender(run):
+    return Recommender.load(run)
+
+
+def test_recommends_distinct_items_with_titles_best_first(recommender):
+    found = recommender.recommend(["sku1", ["sku2", "sku3"]], 7)
+    assert len({item.item_id for item in found}) == 7
+    assert all(item.title == f"Item [{item.item_id.removeprefix('sku')}]" for item in found)
+    assert [item.score for item in found] == sorted((item.score for item in found), reverse=True)
+
+
+def test_an_order_is_not_a_sequence(recommender):
+    together = recommender.recommend([["sku2", "sku3"]], 5)
+    apart = recommender.recommend(["sku2", "sku3"], 5)
+    assert [item.score for item in together] != [item.score for item in apart]
+
+
+def test_user_and_own_history_agree(recommender):
+    assert recommender.user_history("ann") == [["sku3", "sku4"], ["sku5"]]
+    assert recommender.recommend_user("ann", 5) == recommender.recommend([["sku3", "sku4"], ["sku5"]], 5)
+
+
+def test_filters(recommender):
+    assert {i.item_id for i in recommender.recommend([], 5, allow=["sku1", "sku9"])} == {"sku1", "sku9"}
+    assert recommender.recommend([], 5, allow=["sku1"], exclude=["sku1"]) == []
+    assert recommender.recommend([], 5, allow=[]) == []
+    seen = recommender.recommend(["sku0", "sku1"], 20, exclude_seen=True)
+    assert {i.item_id for i in seen} == set(ITEMS[2:])
+
+
+def test_everything_can_be_asked_for(recommender):
+    assert {i.item_id for i in recommender.recommend([], 500)} == set(ITEMS)
+
+
+def test_unknown_ids_name_the_closest(recommender):
+    with pytest.raises(UnknownItemError, match="no item 'SKU1' in the catalogue; did you mean 'sku1'"):
+        recommender.recommend(["SKU1"])
+    with pytest.raises(UnknownItemError, match="no user 'anne' in the event log; did you mean 'ann'"):
+        recommender.recommend_user("anne")
+
+
+def test_k_below_one_is_refused(recommender):
+    with pytest.raises(ConfigError, match="k=0"):
+        recommender.recommend([], 0)
+
+
+def test_no_run_and_no_model(tmp_path):
+    with pytest.raises(ArtifactError, match="no such run folder"):
+        Recommender.load(tmp_path / "nowhere")
+    with pytest.raises(ArtifactError, match="no trained model"):
+        Recommender.load(tmp_path)
+
+
+def test_unknown_device(run):
+    with pytest.raises(ConfigError, match="device"):
+        Recommender.load(run, device="tpu-9")
+
+
+def test_model_of_another_catalogue_is_refused(run):
+    manifest = {"format_version": 1, "fingerprint": "x", "outputs": {}}
+    (run / "quantize" / "manifest.json").write_text(json.dumps(manifest))
+    (run / "sft" / "manifest.json").write_text(json.dumps({**manifest, "inputs": {"quantize": "other"}}))
+    try:
+        with pytest.raises(ArtifactError, match="other semantic IDs"):
+            Recommender.load(run)
+    finally:
+        (run / "quantize" / "manifest.json").unlink()
+        (run / "sft" / "manifest.json").unlink()
