@@ -34,23 +34,34 @@ app.add_typer(data_app, name="data")
 app.add_typer(results_app, name="results")
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML file of the experiment.")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[STAGE.KEY=VALUE]...", help="Values that replace the recipe's.")]
-RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Folder a recipe was run in, such as runs/demo.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[STAGE.KEY=VALUE]...", help="Values that replace the recipe's.")
+]
+RunPath = Annotated[
+    Path, typer.Argument(metavar="RUN", help="Folder a recipe was run in, such as runs/demo.")
+]
 
 
 def main() -> None:
     """Entry point of the `lasar` command."""
     logging.basicConfig(
-        level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=Console(stderr=True), show_path=False)]
+        level=logging.WARNING,
+        format="%(message)s",
+        handlers=[RichHandler(console=Console(stderr=True), show_path=False)],
     )
     logging.getLogger("lasar").setLevel(logging.INFO)
     try:
         app()
     except LasarError as error:
-        Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
+        Console(stderr=True, soft_wrap=True).print(
+            f"[bold red]error:[/] {escape(str(error))}", highlight=False
+        )
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted; nothing is lost: the same command continues from the last checkpoint", file=sys.stderr)
+        print(
+            "interrupted; nothing is lost: the same command continues from the last checkpoint",
+            file=sys.stderr,
+        )
         sys.exit(130)
 
 
@@ -61,7 +72,9 @@ def _version(show: bool) -> None:
 
 
 @app.callback()
-def _root(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False) -> None:
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False,
+) -> None:
     """LASAR: generative recommendation with latent adaptive reasoning."""
 
 
@@ -98,7 +111,9 @@ def status(run: RunPath) -> None:
 @app.command()
 def recommend(
     run: RunPath,
-    history: Annotated[list[str] | None, typer.Option(help="Item id, oldest first; repeat. 'A,B' is one order.")] = None,
+    history: Annotated[
+        list[str] | None, typer.Option(help="Item id, oldest first; repeat. 'A,B' is one order.")
+    ] = None,
     user: Annotated[str | None, typer.Option(help="A user of the event log, instead of a history.")] = None,
     k: Annotated[int, typer.Option(help="How many items.")] = 10,
     exclude: Annotated[list[str] | None, typer.Option(help="Item id never to recommend; repeat.")] = None,
@@ -113,7 +128,9 @@ def recommend(
     if (user is None) == (history is None):
         raise typer.BadParameter("give either --history ID (repeat it) or --user ID")
     recommender = Recommender.load(run)
-    orders = recommender.user_history(user) if user is not None else [entry.split(",") for entry in history or []]
+    orders = (
+        recommender.user_history(user) if user is not None else [entry.split(",") for entry in history or []]
+    )
     found = recommender.recommend(
         orders, k, exclude=exclude or (), allow=allow, exclude_seen=exclude_seen, beam_width=beam_width
     )
@@ -122,7 +139,9 @@ def recommend(
         return
     console = Console()
     shown = [item_id for order in orders for item_id in order][-10:]
-    past = Table(title=f"last {len(shown)} of {sum(map(len, orders))} items in the history", title_justify="left")
+    past = Table(
+        title=f"last {len(shown)} of {sum(map(len, orders))} items in the history", title_justify="left"
+    )
     past.add_column("item")
     past.add_column("title")
     for item_id in shown:
@@ -203,7 +222,10 @@ def _run_and_show(recipe: Recipe, stage: str) -> None:
     write_json(recipe.run_dir / "recipe.json", recipe.as_dict())
     folder = recipe.run_dir / stage
     seconds = read_json(folder / MANIFEST)["seconds"]
-    console.print(f"[bold]{stage}[/]: " + (f"done in {seconds:,.1f} s" if ran else "up to date, skipped"), highlight=False)
+    console.print(
+        f"[bold]{stage}[/]: " + (f"done in {seconds:,.1f} s" if ran else "up to date, skipped"),
+        highlight=False,
+    )
     show: Any = getattr(module, "show", None)
     if show is not None:
         show(folder, console)

@@ -66,7 +66,9 @@ class Recommender:
         """
         run = Path(run)
         if not run.is_dir():
-            raise ArtifactError(f"{run}: no such run folder; run a recipe first, for example: lasar run recipes/demo.yaml")
+            raise ArtifactError(
+                f"{run}: no such run folder; run a recipe first, for example: lasar run recipes/demo.yaml"
+            )
         trained = [stage for stage in POLICY_STAGES if (run / stage / "vocabulary.json").is_file()]
         if model is None and not trained:
             raise ArtifactError(f"{run}: no trained model; run the stage {POLICY_STAGES[0]!r} first")
@@ -76,7 +78,9 @@ class Recommender:
         )
 
     @classmethod
-    def from_artifacts(cls, *, prepare: Path, quantize: Path, model: Path, device: str = "auto") -> "Recommender":
+    def from_artifacts(
+        cls, *, prepare: Path, quantize: Path, model: Path, device: str = "auto"
+    ) -> "Recommender":
         """Open three artifacts that belong together.
 
         Raises:
@@ -152,7 +156,11 @@ class Recommender:
         """
         items, baskets = self._user_history(user_id)
         splits = np.flatnonzero(np.diff(baskets)) + 1
-        return [[self.items.item_ids[i] for i in order] for order in np.split(items, splits)] if len(items) else []
+        return (
+            [[self.items.item_ids[i] for i in order] for order in np.split(items, splits)]
+            if len(items)
+            else []
+        )
 
     def rank(
         self,
@@ -203,7 +211,9 @@ class Recommender:
         user_ids, events = self._users
         if user_id not in user_ids:
             raise UnknownItemError(f"no user {user_id!r} in the event log{nearest(user_id, user_ids)}")
-        first, last = np.searchsorted(events.user_index, [user_ids.index(user_id), user_ids.index(user_id) + 1])
+        first, last = np.searchsorted(
+            events.user_index, [user_ids.index(user_id), user_ids.index(user_id) + 1]
+        )
         return events.item_index[first:last], events.basket[first:last]
 
 
@@ -224,4 +234,6 @@ def _refuse_mismatch(model: Path, quantize: Path) -> None:
         return
     trained_on = read_json(manifest)["inputs"].get("quantize")
     if trained_on != content_hash(quantize):
-        raise ArtifactError(f"{model}: trained on other semantic IDs than {quantize} holds; run the stage {model.name!r} again")
+        raise ArtifactError(
+            f"{model}: trained on other semantic IDs than {quantize} holds; run the stage {model.name!r} again"
+        )

@@ -47,7 +47,10 @@ def run(tmp_path_factory):
         json.dumps({"num_levels": 2, "codebook_size": 5, "num_items": 20})
     )
     vocabulary = Vocabulary(num_levels=2, codebook_size=5, orders=True)
-    save_backbone(Backbone(model=build_preset("tiny", vocabulary=vocabulary, seed=0), vocabulary=vocabulary), run / "sft")
+    save_backbone(
+        Backbone(model=build_preset("tiny", vocabulary=vocabulary, seed=0), vocabulary=vocabulary),
+        run / "sft",
+    )
     return run
 
 

@@ -112,12 +112,21 @@ def _check_rules(
             ) from None
 
 
-def drop_repeats(events: pl.DataFrame) -> tuple[pl.DataFrame, int]:
-    """Keep the first of equal (user, item, time) events; events without a time are never repeats.
+def drop_repeats(events: pl.DataFrame, *, first_only: bool = False) -> tuple[pl.DataFrame, int]:
+    """Keep the first of equal (user, item, time) events, or of equal (user, item) events.
+
+    Args:
+        events: in time order of each user.
+        first_only: keep only the first time a user takes an item; otherwise later repeats stay, and events
+            without a time are never repeats.
 
     Returns:
         The kept events in order, and the number dropped.
     """
+    if first_only:
+        ordered = events.sort("timestamp", maintain_order=True)
+        distinct = ordered.unique(["user_id", "item_id"], keep="first", maintain_order=True)
+        return distinct, len(events) - len(distinct)
     if events["timestamp"].null_count() == len(events):
         return events, 0
     distinct = events.unique(["user_id", "item_id", "timestamp"], keep="first", maintain_order=True)

@@ -115,7 +115,9 @@ def _filter_lists(
     none = np.zeros(0, dtype=np.int32)
     lists = []
     for query, history in enumerate(histories):
-        forbidden = np.union1d(history if exclude_seen else none, exclude[query] if exclude is not None else none)
+        forbidden = np.union1d(
+            history if exclude_seen else none, exclude[query] if exclude is not None else none
+        )
         listed = np.unique(forbidden) if allow is None else np.setdiff1d(allow[query], forbidden)
         lists.append(listed.astype(np.int64))
     return lists, allow is not None

@@ -59,7 +59,9 @@ class Trie:
         same_IL[1:] = np.cumsum(sorted_IL[1:] != sorted_IL[:-1], axis=1) == 0
         if num_items > 1 and same_IL[:, -1].any():
             item = int(order_I[same_IL[:, -1]][0])
-            raise DataError(f"item {item} shares its semantic ID with another; run the stage 'quantize' again")
+            raise DataError(
+                f"item {item} shares its semantic ID with another; run the stage 'quantize' again"
+            )
         starts = [np.array([0, num_items])]
         starts += [np.append(np.flatnonzero(~same_IL[:, level]), num_items) for level in range(num_levels)]
         self.levels: list[TrieLevel] = []
@@ -80,7 +82,10 @@ class Trie:
         self.leaf_of_item = torch.empty_like(self.item_of_leaf)
         self.leaf_of_item[self.item_of_leaf] = torch.arange(num_items, device=device)
         self.prefix_LI = torch.stack(
-            [torch.searchsorted(level.leaf_start, self.leaf_of_item, right=True) - 1 for level in self.levels[:-1]]
+            [
+                torch.searchsorted(level.leaf_start, self.leaf_of_item, right=True) - 1
+                for level in self.levels[:-1]
+            ]
         )
 
     @property

@@ -44,7 +44,7 @@ def metric_bars(metrics: Mapping[str, Any], *, names: Sequence[str], titles: Map
 
 
 def slice_bars(metrics: Mapping[str, Any], *, hit: str) -> list[str]:
-    """Grouped bars of every method over the slices, one figure per kind of slice; `hit` is how HR is called."""
+    """Grouped bars of every method over the slices, one figure per kind of slice; `hit` names HR."""
     methods = list(metrics["methods"])
     width = 0.8 / len(methods)
     drawn = []

@@ -13,18 +13,41 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
+from transformers.utils.logging import disable_progress_bar
 
 from lasar.errors import ArtifactError, ConfigError, require
 from lasar.prompts.vocabulary import Normalise, Vocabulary
 
 PRESETS: Mapping[str, Mapping[str, int]] = MappingProxyType(
     {
-        "tiny": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64},
-        "1m": {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 512},
-        "4m": {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 768},
-        "12m": {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 6, "intermediate_size": 1152},
+        "tiny": {
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "intermediate_size": 64,
+        },
+        "1m": {
+            "hidden_size": 128,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 2,
+            "intermediate_size": 512,
+        },
+        "4m": {
+            "hidden_size": 256,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "intermediate_size": 768,
+        },
+        "12m": {
+            "hidden_size": 384,
+            "num_hidden_layers": 6,
+            "num_attention_heads": 6,
+            "intermediate_size": 1152,
+        },
     }
 )
+disable_progress_bar()  # our own bars say what is going on
+
 _HEAD_DIM = 64
 _MAX_POSITIONS = 4096
 
@@ -72,11 +95,15 @@ def build_backbone(
     }  # fmt: skip
     if name in PRESETS:
         if lora_rank:
-            raise ConfigError(f"sft.lora_rank={lora_rank}: preset {name!r} has no pre-trained weights to adapt; set 0")
+            raise ConfigError(
+                f"sft.lora_rank={lora_rank}: preset {name!r} has no pre-trained weights to adapt; set 0"
+            )
         vocabulary = Vocabulary(**sizes)
-        return Backbone(model=build_preset(name, vocabulary=vocabulary, seed=seed, dropout=dropout), vocabulary=vocabulary)
+        return Backbone(
+            model=build_preset(name, vocabulary=vocabulary, seed=seed, dropout=dropout), vocabulary=vocabulary
+        )
     model = _load_pretrained(name)
-    base_size = model.get_input_embeddings().weight.shape[0]
+    base_size = input_table(model).shape[0]
     vocabulary = Vocabulary(base_size=base_size, **sizes)
     _extend_embeddings(model, vocabulary.size)
     if lora_rank:
@@ -93,19 +120,20 @@ def build_preset(preset: str, *, vocabulary: Vocabulary, seed: int, dropout: flo
         seed: of the initial weights.
         dropout: of every residual branch while training.
     """
-    sizes = dict(PRESETS[preset])
-    config = Qwen3Config(
-        vocab_size=vocabulary.size,
-        num_key_value_heads=sizes["num_attention_heads"],
-        head_dim=min(_HEAD_DIM, sizes["hidden_size"] // sizes["num_attention_heads"]),
-        max_position_embeddings=_MAX_POSITIONS,
-        tie_word_embeddings=False,
-        pad_token_id=vocabulary.pad,
-        bos_token_id=vocabulary.user,
-        eos_token_id=None,
-        attn_implementation="sdpa",
+    sizes = PRESETS[preset]
+    values: dict[str, Any] = {
+        "vocab_size": vocabulary.size,
+        "num_key_value_heads": sizes["num_attention_heads"],
+        "head_dim": min(_HEAD_DIM, sizes["hidden_size"] // sizes["num_attention_heads"]),
+        "max_position_embeddings": _MAX_POSITIONS,
+        "tie_word_embeddings": False,
+        "pad_token_id": vocabulary.pad,
+        "bos_token_id": vocabulary.user,
+        "eos_token_id": None,
+        "attn_implementation": "sdpa",
         **sizes,
-    )
+    }
+    config = Qwen3Config(**values)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Qwen3ForCausalLM(config)
@@ -131,7 +159,7 @@ def load_backbone(folder: Path, *, device: torch.device | str = "cpu") -> PreTra
     model = AutoModelForCausalLM.from_pretrained(
         folder, local_files_only=True, use_safetensors=True, attn_implementation="sdpa", dtype=torch.float32
     )
-    model.to(device)
+    move(model, device)
     model.eval()
     return model
 
@@ -145,14 +173,31 @@ def trunk(model: nn.Module) -> Any:
 
 def head_rows(model: nn.Module, start: int, stop: int) -> Tensor:
     """Rows `start:stop` of the output head, [stop - start, D]: logits over part of the vocabulary."""
+    return output_table(model)[start:stop]
+
+
+def input_table(model: nn.Module) -> Tensor:
+    """Token embeddings, [V, D]."""
+    weight = model.get_input_embeddings().weight  # type: ignore[operator]
+    assert isinstance(weight, Tensor)
+    return weight
+
+
+def output_table(model: nn.Module) -> Tensor:
+    """Weights of the output head, [V, D]; the same object as `input_table` where they are tied."""
     weight = model.get_output_embeddings().weight  # type: ignore[operator]
     assert isinstance(weight, Tensor)
-    return weight[start:stop]
+    return weight
 
 
 def best_device() -> torch.device:
     """The GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def move(model: nn.Module, device: torch.device | str) -> None:
+    """Move a model in place."""
+    model.to(torch.device(device))
 
 
 def num_parameters(model: nn.Module) -> int:
@@ -187,17 +232,18 @@ def _load_pretrained(name: str) -> PreTrainedModel:
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(
-            f"backbone {name!r}: not a preset ({', '.join(PRESETS)}) and not a loadable causal LM folder or hub id: {reason}"
+            f"backbone {name!r}: not a preset ({', '.join(PRESETS)}) "
+            f"and not a loadable causal LM folder or hub id: {reason}"
         ) from None
 
 
 def _extend_embeddings(model: PreTrainedModel, size: int) -> None:
     # New rows start at the mean of the old ones: neither more nor less likely than the average token.
-    old = model.get_input_embeddings().weight.shape[0]
+    old = input_table(model).shape[0]
     model.resize_token_embeddings(size, mean_resizing=False)
-    tables = [model.get_input_embeddings().weight]
-    if model.get_output_embeddings().weight is not tables[0]:
-        tables.append(model.get_output_embeddings().weight)
+    tables = [input_table(model)]
+    if output_table(model) is not tables[0]:
+        tables.append(output_table(model))
     with torch.no_grad():
         for table in tables:
             table[old:] = table[:old].mean(0)
@@ -207,12 +253,14 @@ def _add_lora(model: PreTrainedModel, rank: int, seed: int) -> None:
     peft = require("peft", extra="lora")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        peft.inject_adapter_in_model(peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear"), model)
-    for table in (model.get_input_embeddings(), model.get_output_embeddings()):
-        table.weight.requires_grad_(True)
+        peft.inject_adapter_in_model(
+            peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear"), model
+        )
+    for table in (input_table(model), output_table(model)):
+        table.requires_grad_(True)
 
 
-def _merge_lora(model: PreTrainedModel) -> None:
+def _merge_lora(model: Any) -> None:
     adapters = [(name, module) for name, module in model.named_modules() if hasattr(module, "get_base_layer")]
     for name, module in adapters:
         module.merge()

@@ -4,6 +4,7 @@ One pass over a history trains every prefix of it. Histories longer than the win
 changes each epoch; inside an order the items are shuffled each epoch, because their sequence means nothing.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -97,7 +98,7 @@ def _windows(
         return [(sequence.items, sequence.baskets)]
     first = int(rng.integers(1, width + 1))
     cuts = [0, *range(first, count, width), count]
-    return [(sequence.items[a:b], sequence.baskets[a:b]) for a, b in zip(cuts, cuts[1:], strict=False)]
+    return [(sequence.items[a:b], sequence.baskets[a:b]) for a, b in itertools.pairwise(cuts)]
 
 
 def _shuffle_orders(

@@ -12,6 +12,8 @@ from lasar.errors import require
 
 # Context counts are raised to this power (Levy, Goldberg & Dagan 2015): PMI otherwise favours rare items.
 _CONTEXT_POWER = 0.75
+# Up to here a dense solver takes no longer than a sparse one.
+_DENSE_SIZE = 500
 
 
 def collaborative_vectors(
@@ -46,18 +48,36 @@ def collaborative_vectors(
     rank = min(width, num_items - 1)
     if rank < 1 or ppmi.nnz == 0:
         return vectors
-    linalg = require("scipy.sparse.linalg", extra="embed")
-    start = np.random.default_rng(0).standard_normal(num_items)
-    left_IE, values_E, _ = linalg.svds(ppmi, k=rank, v0=start)
-    order = np.argsort(-values_E, kind="stable")
-    left_IE, values_E = left_IE[:, order], values_E[order]
-    # Directions without weight are arbitrary: drop them.
-    values_E = np.where(values_E > 1e-6 * values_E[0], values_E, 0)
+    left_IE, values_E = _left_singular(ppmi, rank)
     largest = np.abs(left_IE).argmax(axis=0)
     left_IE = left_IE * np.sign(left_IE[largest, np.arange(rank)])
     vectors[:, :rank] = left_IE * np.sqrt(values_E)
     vectors[np.asarray(ppmi.sum(axis=1)).ravel() == 0] = 0
     return vectors
+
+
+def _left_singular(matrix: Any, rank: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Leading left singular vectors [I, rank] and values, largest first, bit for bit the same on every call.
+
+    The eigenvectors of `matrix @ matrix.T`. scipy's `svds` would do the same, but it cannot be told where
+    ARPACK takes the random vectors from with which it continues when it has exhausted an invariant subspace.
+    """
+    size = matrix.shape[0]
+    if size <= _DENSE_SIZE or rank > size // 2:
+        dense = matrix.toarray()
+        squares, vectors = np.linalg.eigh(dense @ dense.T)
+    else:
+        linalg = require("scipy.sparse.linalg", extra="embed")
+        transposed = matrix.T.tocsr()
+        operator = linalg.LinearOperator(
+            (size, size), matvec=lambda x: matrix @ (transposed @ x), dtype=np.float64
+        )
+        start = np.random.default_rng(0).standard_normal(size)
+        squares, vectors = linalg.eigsh(operator, k=rank, v0=start, rng=np.random.default_rng(0))
+    order = np.argsort(-squares, kind="stable")[:rank]
+    values = np.sqrt(np.maximum(squares[order], 0))
+    # Directions without weight are arbitrary: drop them.
+    return vectors[:, order], np.where(values > 1e-6 * values[0], values, 0)
 
 
 def _cooccurrence(

@@ -104,8 +104,8 @@ class Config(StageConfig):
     """How values are written."""
     clean: Clean = field(default_factory=Clean)
     """Which events to drop."""
-    duplicates: Literal["keep", "drop_repeats"] = "drop_repeats"
-    """`drop_repeats` counts a user's item once per basket (one timestamp); later repeats always stay."""
+    duplicates: Literal["keep", "drop_repeats", "first_only"] = "drop_repeats"
+    """`drop_repeats` counts a user's item once per basket (one timestamp), `first_only` once at all."""
     k_core: int = 5
     """Keep users with this many distinct items and items with this many distinct users, repeatedly; 0 keeps
     all and leaves items without events in the catalogue."""
@@ -158,8 +158,9 @@ def run(config: Config, context: StageContext) -> None:
             table = raw_items.collect()
     else:
         table, warnings["items_with_several_texts"] = most_frequent_texts(events, texts)
-    if config.duplicates == "drop_repeats":
-        events, dropped["repeats_within_basket"] = drop_repeats(events)
+    if config.duplicates != "keep":
+        first_only = config.duplicates == "first_only"
+        events, dropped["repeats"] = drop_repeats(events, first_only=first_only)
 
     cuts = None
     if config.split == "temporal" and len(events) > 0:

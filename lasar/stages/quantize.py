@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
-from rich.table import Table
 
 from lasar.artifacts import StageContext, read_json, write_json
 from lasar.config import StageConfig
@@ -75,7 +74,7 @@ def run(config: Config, context: StageContext) -> None:
     from lasar.sid.assignment import assign_items
     from lasar.sid.catalog import SidCatalog
     from lasar.sid.quality import code_quality, nearest_items, relative_error
-    from lasar.sid.quality_plot import plot_quality
+    from lasar.sid.quality_view import plot_quality
     from lasar.sid.quantizers import QUANTIZERS, save_quantizer
 
     _check(config)
@@ -128,39 +127,9 @@ def run(config: Config, context: StageContext) -> None:
 
 def show(folder: Path, console: Console) -> None:
     """Print the quality of a `quantize` artifact, published IDs beside ours."""
-    quality = read_json(folder / QUALITY_FILE)
-    compared = quality.get("compared")
-    table = Table(title=f"semantic IDs: {quality['num_levels']} x {quality['codebook_size']}")
-    table.add_column("")
-    table.add_column(f"ours ({quality['kind']})", justify="right")
-    if compared:
-        table.add_column(compared["name"], justify="right")
+    from lasar.sid.quality_view import quality_table
 
-    def add(label: str, mine: str, theirs: str = "-") -> None:
-        table.add_row(label, mine, *([theirs] if compared else []))
-
-    def levels(label: str, key: str, form: str) -> None:
-        mine, theirs = (
-            "  ".join(f"{value:{form}}" for value in source["codes"][key]) if source else "-"
-            for source in (quality, compared)
-        )
-        add(label, mine, theirs)
-
-    add("items", f"{quality['num_items']:,}", f"{compared['num_items']:,}" if compared else "-")
-    levels("codes used, per level", "utilisation", ".1%")
-    levels("entropy, bits", "entropy_bits", ".2f")
-    levels("information given earlier codes, bits", "conditional_bits", ".2f")
-    levels(f"{quality['num_neighbours']} nearest sharing 1, 2, ... codes", "prefix_sharing", ".1%")
-    add("items sharing codes, before", f"{quality['collision_rate_before']:.2%}")
-    add(
-        "items sharing an ID",
-        f"{quality['codes']['collision_rate']:.2%}",
-        f"{compared['codes']['collision_rate']:.2%}" if compared else "-",
-    )
-    add("items moved, per level", "  ".join(f"{count:,}" for count in quality["moved_items"]))
-    add("relative error, before", f"{quality['relative_error_before']:.4f}")
-    add("relative error, after", f"{quality['relative_error_after']:.4f}")
-    console.print(table)
+    console.print(quality_table(read_json(folder / QUALITY_FILE)))
 
 
 def _check(config: Config) -> None:

@@ -69,10 +69,10 @@ def run(config: Config, context: StageContext) -> None:
     import torch
 
     from lasar.data.interactions import SPLIT_VALID, Interactions
-    from lasar.model.backbone import best_device, build_backbone, num_parameters, save_backbone
+    from lasar.decoding.ranker import Ranker
+    from lasar.model.backbone import best_device, build_backbone, move, num_parameters, save_backbone
     from lasar.prompts.batches import TrunkBatch, epoch_batches
     from lasar.prompts.vocabulary import Vocabulary
-    from lasar.decoding.ranker import Ranker
     from lasar.sid.catalog import SidCatalog
     from lasar.training.fit import FitPlan, fit, write_curve
     from lasar.training.losses import trunk_loss
@@ -96,7 +96,7 @@ def run(config: Config, context: StageContext) -> None:
     sequences = interactions.train_sequences()
     valid = interactions.cases(SPLIT_VALID).subset(config.validation_users, context.seed)
     device = best_device()
-    backbone.model.to(device)
+    move(backbone.model, device)
     ranker = Ranker(backbone.model, vocabulary=vocabulary, codes_IL=catalog.codes_IL)
 
     def batches(epoch: int) -> list[TrunkBatch]:
@@ -146,5 +146,7 @@ def show(folder: Path, console: Console) -> None:
     table.add_row("parameters", f"{metrics['parameters']:,}")
     table.add_row("training targets per epoch", f"{metrics['training_targets']:,}")
     table.add_row("best epoch", str(metrics["best_epoch"]))
-    table.add_row(f"validation N@10 ({metrics['validation_users']:,} users)", f"{metrics['valid_ndcg@10']:.4f}")
+    table.add_row(
+        f"validation N@10 ({metrics['validation_users']:,} users)", f"{metrics['valid_ndcg@10']:.4f}"
+    )
     console.print(table)

@@ -16,7 +16,10 @@ def save_checkpoint(folder: Path, *, tensors: dict[str, Tensor], facts: dict[str
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, partial / "state.safetensors")
+    save_file(
+        {name: tensor.detach().contiguous() for name, tensor in tensors.items()},
+        partial / "state.safetensors",
+    )
     write_json(partial / "facts.json", facts)
     retired = folder.with_name(folder.name + ".retired")
     shutil.rmtree(retired, ignore_errors=True)

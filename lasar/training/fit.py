@@ -160,7 +160,9 @@ def build_optimizer(model: nn.Module, *, learning_rate: float, weight_decay: flo
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=learning_rate, betas=(0.9, 0.98), fused=True)
+    return torch.optim.AdamW(
+        [g for g in groups if g["params"]], lr=learning_rate, betas=(0.9, 0.98), fused=True
+    )
 
 
 def scheduled(step: int, total_steps: int, plan: FitPlan) -> float:
@@ -200,7 +202,9 @@ def _train_step(
     optimizer.zero_grad(set_to_none=True)
     at.epoch_loss += step_loss
     at.epoch_targets += targets
-    return f"epoch {at.epoch + 1}/{plan.epochs} loss {step_loss / targets:.3f} best {max(at.best_metric, 0):.4f}"
+    return (
+        f"epoch {at.epoch + 1}/{plan.epochs} loss {step_loss / targets:.3f} best {max(at.best_metric, 0):.4f}"
+    )
 
 
 def _end_epoch(
@@ -211,7 +215,11 @@ def _end_epoch(
     validate: Callable[[nn.Module], dict[str, float]],
     at: _Progress,
 ) -> None:
-    record: dict[str, float] = {"epoch": at.epoch, "step": at.step, "loss": at.epoch_loss / max(at.epoch_targets, 1)}
+    record: dict[str, float] = {
+        "epoch": at.epoch,
+        "step": at.step,
+        "loss": at.epoch_loss / max(at.epoch_targets, 1),
+    }
     at.epoch_loss, at.epoch_targets = 0.0, 0
     if at.epoch % plan.validate_every == 0 or at.epoch == plan.epochs:
         own = {name: p.detach().clone() for name, p in _trained(model)}
@@ -263,7 +271,7 @@ def _save(
     best: dict[str, Tensor],
     at: _Progress,
 ) -> None:
-    tensors = {f"model.{name}": p for name, p in _trained(model)}
+    tensors: dict[str, Tensor] = {f"model.{name}": p for name, p in _trained(model)}
     tensors |= {f"average.{name}": value for name, value in average.items()}
     tensors |= {f"best.{name}": value for name, value in best.items()}
     tensors |= optimizer_tensors(optimizer)
@@ -285,7 +293,9 @@ def _resume(
     if loaded is None:
         return _Progress()
     tensors, facts = loaded
-    _copy_into(model, {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")})
+    _copy_into(
+        model, {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
+    )
     for name in average:
         average[name].copy_(tensors[f"average.{name}"])
     for name in best:

@@ -4,6 +4,7 @@ Legend: B batch, T tokens, D hidden, L levels, C codebook, P positions with a ta
 """
 
 from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -73,7 +74,11 @@ def code_loss(
         chosen_P = (targets_P >= start) & (targets_P < start + vocabulary.codebook_size)
         counts.append(int(chosen_P.sum()))
         if vocabulary.normalise == "trie":
-            sums.append(_trie_loss(model, hidden_PD, targets_P, items_P, chosen_P, level, vocabulary, trie, label_smoothing))
+            sums.append(
+                _trie_loss(
+                    model, hidden_PD, targets_P, items_P, chosen_P, level, vocabulary, trie, label_smoothing
+                )
+            )
             continue
         picked = chosen_P.nonzero()[:, 0]
         first, last = vocabulary.normaliser(level)

@@ -7,7 +7,9 @@ from lasar.decoding.ranker import Ranker
 from lasar.evaluation.metrics import user_metrics
 
 
-def validation_metrics(ranker: Ranker, cases: EvalCases, *, beam_width: int = 20, k: int = 10) -> dict[str, float]:
+def validation_metrics(
+    ranker: Ranker, cases: EvalCases, *, beam_width: int = 20, k: int = 10
+) -> dict[str, float]:
     """Mean HR@k and NDCG@k over the cases.
 
     Args:

@@ -19,13 +19,17 @@ STAGES = ("prepare", "embed", "quantize", "sft", "evaluate", "report")
 def lasar(*arguments: str, check: bool = True, **options) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", "from lasar.cli import main; main()", *arguments]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "160"}
-    return subprocess.run(command, check=check, capture_output=True, text=True, timeout=170, env=env, **options)
+    return subprocess.run(
+        command, check=check, capture_output=True, text=True, timeout=170, env=env, **options
+    )
 
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shop")
-    subprocess.run([sys.executable, str(ROOT / "examples" / "make_mini_data.py"), str(folder / "mini")], check=True)
+    subprocess.run(
+        [sys.executable, str(ROOT / "examples" / "make_mini_data.py"), str(folder / "mini")], check=True
+    )
     return folder / "mini"
 
 

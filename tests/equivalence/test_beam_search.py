@@ -74,10 +74,18 @@ def competitors(vocabulary: Vocabulary, codes_IL: np.ndarray, prefix: tuple[int,
     }
     if vocabulary.normalise != "trie":
         return list(everything[vocabulary.normalise])
-    return sorted({vocabulary.level_start(level) + row[level] for row in codes_IL.tolist() if tuple(row[:level]) == prefix})
+    return sorted(
+        {
+            vocabulary.level_start(level) + row[level]
+            for row in codes_IL.tolist()
+            if tuple(row[:level]) == prefix
+        }
+    )
 
 
-def code_logprob(logits: torch.Tensor, vocabulary: Vocabulary, codes_IL: np.ndarray, path: tuple[int, ...]) -> float:
+def code_logprob(
+    logits: torch.Tensor, vocabulary: Vocabulary, codes_IL: np.ndarray, path: tuple[int, ...]
+) -> float:
     tokens = competitors(vocabulary, codes_IL, path[:-1])
     chosen = vocabulary.level_start(len(path) - 1) + path[-1]
     return logits.double()[tokens].log_softmax(-1)[tokens.index(chosen)].item()
@@ -123,7 +131,9 @@ def make_prompt(codes_IL: np.ndarray, items: list[int]) -> np.ndarray:
     )
 
 
-@pytest.mark.parametrize(("name", "normalise"), [*((name, "trie") for name in MODELS), *(("llama", n) for n in NORMALISERS[1:])])
+@pytest.mark.parametrize(
+    ("name", "normalise"), [*((name, "trie") for name in MODELS), *(("llama", n) for n in NORMALISERS[1:])]
+)
 @torch.no_grad()
 def test_beam_that_covers_the_catalogue_is_brute_force(name, normalise):
     vocabulary = dataclasses.replace(VOCABULARY, normalise=normalise)
@@ -163,7 +173,9 @@ def test_narrow_beam_equals_expanded_beam_search(num_items, beam_width, seed, le
                 logits = model(input_ids=ids).logits[0, -1]
                 taken = tuple(t - VOCABULARY.level_start(i) for i, t in enumerate(path))
                 for t in {int(t[level]) for t in tokens if tuple(t[:level].tolist()) == path}:
-                    logprob = code_logprob(logits, VOCABULARY, codes, (*taken, t - VOCABULARY.level_start(level)))
+                    logprob = code_logprob(
+                        logits, VOCABULARY, codes, (*taken, t - VOCABULARY.level_start(level))
+                    )
                     grown.append((score + logprob, (*path, t)))
             kept = sorted(grown, reverse=True)[:beam_width]
         found = beams.items_BW[row][beams.items_BW[row] >= 0]

@@ -36,7 +36,9 @@ def pretrained(request, tmp_path):
 @pytest.mark.parametrize(("preset", "millions"), [("1m", 1.3), ("4m", 4.0), ("12m", 12.3)])
 def test_presets_have_their_size(preset, millions):
     vocabulary = Vocabulary(num_levels=4, codebook_size=256)
-    assert num_parameters(build_preset(preset, vocabulary=vocabulary, seed=0)) / 1e6 == pytest.approx(millions, rel=0.1)
+    assert num_parameters(build_preset(preset, vocabulary=vocabulary, seed=0)) / 1e6 == pytest.approx(
+        millions, rel=0.1
+    )
 
 
 def test_same_seed_same_weights_and_the_global_generator_is_untouched():
@@ -47,7 +49,9 @@ def test_same_seed_same_weights_and_the_global_generator_is_untouched():
     assert torch.equal(torch.rand(1), expected)
     pairs = list(zip(first.model.parameters(), second.model.parameters(), strict=True))
     assert all(torch.equal(a, b) for a, b in pairs)
-    assert any(not torch.equal(a, b) for a, b in zip(first.model.parameters(), other.model.parameters(), strict=True))
+    assert any(
+        not torch.equal(a, b) for a, b in zip(first.model.parameters(), other.model.parameters(), strict=True)
+    )
 
 
 def test_dropout_acts_only_while_training():

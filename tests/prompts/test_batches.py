@@ -86,7 +86,10 @@ def test_epochs_differ_and_repeat():
     again = batches(sequence, orders=True, epoch=0)[1]
     other = batches(sequence, orders=True, epoch=1)[1]
     assert all((a.ids_BT == b.ids_BT).all() for a, b in zip(first, again, strict=True))
-    assert any(a.ids_BT.shape != b.ids_BT.shape or (a.ids_BT != b.ids_BT).any() for a, b in zip(first, other, strict=False))
+    assert any(
+        a.ids_BT.shape != b.ids_BT.shape or (a.ids_BT != b.ids_BT).any()
+        for a, b in zip(first, other, strict=False)
+    )
 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=60), st.integers(1, 100))

@@ -80,6 +80,18 @@ def test_inner_products_approximate_ppmi_and_order_of_events_of_users_does_not_m
     assert (vectors[largest, np.arange(9)] >= 0).all()
 
 
+@pytest.mark.parametrize("dense_size", [0, 500])
+def test_sparse_and_dense_solvers_agree_and_repeat_themselves(monkeypatch, dense_size):
+    """The sparse one exhausts an invariant subspace here, which is where ARPACK draws random numbers."""
+    monkeypatch.setattr("lasar.sid.collaborative._DENSE_SIZE", dense_size)
+    arrays = two_taste_groups()
+    runs = [collaborative_vectors(*arrays, num_items=40, width=20, window=3) for _ in range(4)]
+    assert all(np.array_equal(runs[0], vectors) for vectors in runs)
+    ppmi = _positive_pmi(_cooccurrence(*arrays, num_items=40, window=3)).toarray()
+    left, values, _ = np.linalg.svd(ppmi)
+    np.testing.assert_allclose(runs[0] @ runs[0].T, (left * values) @ left.T, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("users", "num_items"),
     [([[[0]]], 1), ([[[0]], [[1]]], 2), ([[[0], [1]]], 2), ([[[0], [1], [2]]], 3)],

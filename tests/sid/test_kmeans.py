@@ -86,7 +86,7 @@ def test_balanced_fills_codes_evenly_where_plain_does_not():
 
 
 def test_sinkhorn_offsets_solve_a_transport_with_a_known_answer():
-    # Nine items nearer to code 0, three to code 1; each code must get six: exactly the three cheapest movers go.
+    # Nine items nearer to code 0, three to code 1; each must get six: the three cheapest movers go.
     costs = np.array([[0, 1 + 0.1 * n] for n in range(9)] + [[5, 0]] * 3, dtype=np.float32)
     offsets = sinkhorn_offsets(costs, np.zeros(2, np.float32), sharpness=40, num_iterations=300)
     assert (costs + offsets).argmin(axis=1).tolist() == [1, 1, 1, 0, 0, 0, 0, 0, 0, 1, 1, 1]

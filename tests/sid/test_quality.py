@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from lasar.sid.quality import code_quality, collision_rate, entropy_bits, nearest_items, relative_error
-from lasar.sid.quality_plot import plot_quality
 
 
 def test_a_full_code_space_has_full_information_everywhere():
@@ -54,19 +53,3 @@ def test_relative_error_is_one_for_the_mean():
     error_of_mean = float(((x - x.mean(axis=0)) ** 2).sum(axis=1).mean())
     assert relative_error(error_of_mean, x) == pytest.approx(1, abs=1e-4)
     assert relative_error(0.0, x[:1]) == 0
-
-
-def test_the_plot_has_the_same_bytes_twice_and_other_bytes_for_other_numbers(tmp_path):
-    numbers = {
-        "entropy_bits": [3.0, 2.0],
-        "conditional_bits": [3.0, 1.0],
-        "utilisation": [1.0, 0.5],
-        "prefix_sharing": [0.4, 0.1],
-    }
-    longer = {key: [*values, 0.1] for key, values in numbers.items()}
-    images = []
-    for number, series in enumerate([{"a": numbers}, {"a": numbers}, {"a": numbers, "b": longer}]):
-        plot_quality(series, tmp_path / f"{number}.png")
-        images.append((tmp_path / f"{number}.png").read_bytes())
-    assert images[0].startswith(b"\x89PNG")
-    assert images[0] == images[1] != images[2]

@@ -77,7 +77,7 @@ def test_a_real_shops_blemishes(tmp_path, name):
         },
         "dropped": {
             "missing_user": 1, "Amount_not_above_0": 1, "Invoice_matches": 1, "Code_matches": 1,
-            "repeats_within_basket": 1,
+            "repeats": 1,
         },
     }  # fmt: skip
     items = ItemTable.load(tmp_path / "prepare")
@@ -95,7 +95,7 @@ def test_repeats_can_be_kept(tmp_path):
     source = write(tmp_path / "orders.csv", SHOP, "latin-1")
     summary = run(tmp_path, SHOP_VALUES | {"source": source, "duplicates": "keep"})
     assert summary["num_interactions"] == 10
-    assert "repeats_within_basket" not in summary["dropped"]
+    assert "repeats" not in summary["dropped"]
 
 
 def planted(folder: Path) -> dict:
@@ -161,7 +161,7 @@ def test_event_types_and_weights(tmp_path):
     }  # fmt: skip
     summary = run(tmp_path, values)
     assert ItemTable.load(tmp_path / "prepare").item_ids == ["i3", "i5", "i7", "i9"]
-    assert summary["dropped"] == {"event_type": 5, "weight_not_above_2": 1, "repeats_within_basket": 0}
+    assert summary["dropped"] == {"event_type": 5, "weight_not_above_2": 1, "repeats": 0}
 
 
 def test_a_given_split_is_kept(tmp_path):

@@ -61,7 +61,9 @@ def test_unique_ids_and_a_quantizer_that_gives_more(upstream, kind, dedup):
     assert quality["codes"]["collision_rate"] == 0
     assert quality["collision_rate_before"] >= 10 / NUM_ITEMS
     assert sum(quality["moved_items"]) >= 9  # of ten equal items nine must move
-    assert quality["relative_error_after"] >= quality["relative_error_before"] > 0
+    assert quality["relative_error_before"] > 0
+    if kind == "rq_kmeans":  # whose costs are distances between the vectors themselves
+        assert quality["relative_error_after"] >= quality["relative_error_before"]
     assert (output / "quality.png").read_bytes().startswith(b"\x89PNG")
 
     quantizer = load_quantizer(output)
@@ -110,7 +112,7 @@ def test_what_is_read(tmp_path):
     assert quantize.inputs(quantize.Config()) == ("embed",)
     assert quantize.inputs(quantize.Config(compare_with="x")) == ("prepare", "embed")
     assert quantize.sources(quantize.Config()) == ()
-    with pytest.raises(DataError, match="quantize.compare_with: .*nowhere"):
+    with pytest.raises(DataError, match=r"quantize.compare_with: .*nowhere"):
         quantize.sources(quantize.Config(compare_with=str(tmp_path / "nowhere")))
 
 
@@ -144,5 +146,5 @@ def test_values_out_of_range_are_named(upstream, values, message):
 
 def test_damaged_embeddings_are_named(upstream):
     (upstream[0] / "embed" / "embeddings.safetensors").write_bytes(b"x")
-    with pytest.raises(ArtifactError, match="embed/embeddings.safetensors: .*run the stage 'embed' again"):
+    with pytest.raises(ArtifactError, match=r"embed/embeddings.safetensors: .*run the stage 'embed' again"):
         run(upstream[0])

@@ -1,3 +1,4 @@
+import itertools
 import json
 import multiprocessing
 import os
@@ -67,7 +68,7 @@ def test_learns(tmp_path):
 
 
 def _killed_run(folder, at_call):
-    # Stops like kill -9 in the middle of an epoch; checkpoints are written at every step to make the middle matter.
+    # Stops like kill -9 in the middle of an epoch; a checkpoint at every step makes the middle matter.
     calls = 0
 
     def loss(model, batch):
@@ -86,7 +87,9 @@ def _killed_run(folder, at_call):
 @pytest.mark.parametrize("at_call", [1, 3, 8, 9, 22, 31])
 def test_resumed_run_equals_uninterrupted_run(tmp_path, at_call):
     whole, expected = run(tmp_path / "whole")
-    process = multiprocessing.get_context("fork").Process(target=_killed_run, args=(tmp_path / "cut", at_call))
+    process = multiprocessing.get_context("fork").Process(
+        target=_killed_run, args=(tmp_path / "cut", at_call)
+    )
     process.start()
     process.join(60)
     assert process.exitcode == -signal.SIGKILL
@@ -126,8 +129,18 @@ def test_uneven_batches_weigh_targets_equally(tmp_path):
     a = nn.Linear(4, 1)
     b = nn.Linear(4, 1)
     b.load_state_dict(a.state_dict())
-    run(tmp_path / "a", model=a, plan=FitPlan(epochs=2, learning_rate=0.05, precision="fp32"), batches=partial(make_batches, size=64))
-    run(tmp_path / "b", model=b, plan=FitPlan(epochs=2, learning_rate=0.05, precision="fp32", accumulate=2), batches=uneven)
+    run(
+        tmp_path / "a",
+        model=a,
+        plan=FitPlan(epochs=2, learning_rate=0.05, precision="fp32"),
+        batches=partial(make_batches, size=64),
+    )
+    run(
+        tmp_path / "b",
+        model=b,
+        plan=FitPlan(epochs=2, learning_rate=0.05, precision="fp32", accumulate=2),
+        batches=uneven,
+    )
     torch.testing.assert_close(a.weight, b.weight, atol=1e-6, rtol=1e-5)
 
 
@@ -169,7 +182,7 @@ def test_running_average_is_what_is_kept(tmp_path):
     average = start
     for weights in after:
         average = average + 0.5 * (weights - average)
-    # The third update's weights were never seen by the loss: recover them from the average and check the direction.
+    # The loss never saw the third update's weights: recover them from the average, check the direction.
     third = 2 * model.weight.detach() - average
     assert (third - TRUTH).norm() < (after[-1] - TRUTH).norm()
 
@@ -185,7 +198,7 @@ def test_schedule_warms_up_then_falls_to_a_tenth():
     assert rates[0] == pytest.approx(0.1)
     assert max(rates) == pytest.approx(1.0)
     assert rates.index(max(rates)) in (9, 10)
-    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
     assert rates[-1] == pytest.approx(0.1, abs=0.01)
 
 

@@ -20,7 +20,10 @@ HISTORIES = ([3, 0, 5, 2], [1], [2, 2, 4])
 
 
 def batch_of(*histories, vocabulary=VOCABULARY):
-    sequences = [TrainSequence(u, np.array(h, np.int32), np.arange(len(h), dtype=np.int32)) for u, h in enumerate(histories)]
+    sequences = [
+        TrainSequence(u, np.array(h, np.int32), np.arange(len(h), dtype=np.int32))
+        for u, h in enumerate(histories)
+    ]
     made = epoch_batches(
         sequences, vocabulary.item_tokens(CODES), vocabulary=vocabulary, batch_tokens=10_000, train_targets="all",
         seed=0, epoch=0,
@@ -54,7 +57,9 @@ def one_example_per_target(vocabulary: Vocabulary, smoothing: float) -> torch.Te
 def test_one_pass_over_a_history_equals_one_example_per_target(normalise: Normalise, smoothing: float):
     vocabulary = dataclasses.replace(VOCABULARY, normalise=normalise)
     MODEL.zero_grad()
-    result = trunk_loss(MODEL, *batch_of(*HISTORIES), vocabulary=vocabulary, trie=TRIE, label_smoothing=smoothing)
+    result = trunk_loss(
+        MODEL, *batch_of(*HISTORIES), vocabulary=vocabulary, trie=TRIE, label_smoothing=smoothing
+    )
     result.total.backward()
     gradient = {name: p.grad.clone() for name, p in MODEL.named_parameters()}
     MODEL.zero_grad()
