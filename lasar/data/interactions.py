@@ -145,6 +145,12 @@ class Interactions:
             targets=targets,
         )
 
+    @property
+    def has_repeats(self) -> bool:
+        """Whether any user takes an item in more than one event; without repeats, seen items are never targets."""
+        pairs = self.user_index.astype(np.int64) * self.num_items + self.item_index
+        return len(np.unique(pairs)) < len(pairs)
+
     def train_counts(self) -> NDArray[np.int64]:
         """Training events per item, int64 `[num_items]`."""
         trained = self.item_index[self.split == SPLIT_TRAIN]

@@ -121,7 +121,7 @@ def run(config: Config, context: StageContext) -> None:
         ),
         batches=batches,
         loss=loss,
-        validate=lambda model: validation_metrics(ranker, valid),
+        validate=lambda model: validation_metrics(ranker, valid, exclude_seen=not interactions.has_repeats),
         checkpoint_dir=context.scratch / "checkpoint",
         description="sft",
     )  # fmt: skip
