@@ -160,10 +160,16 @@ def data_list() -> None:
     """List what `lasar data get` can fetch."""
     from lasar.data.download import list_datasets
 
-    table = Table("name", "what", "size", "terms")
+    families: dict[str, list[str]] = {}
     for entry in list_datasets():
-        table.add_row(entry.name, entry.description, entry.size, entry.terms)
-    Console().print(table)
+        family, _, category = entry.name.rpartition("-")
+        if family.startswith("amazon"):
+            families.setdefault(f"{family}-CATEGORY: {entry.terms}", []).append(category)
+        else:
+            print(f"{entry.name}\n    {entry.description}; {entry.size}\n    {entry.terms}")
+    for family, categories in families.items():
+        name, _, terms = family.partition(": ")
+        print(f"{name}\n    Amazon reviews with metadata; {terms}\n    CATEGORY: {' '.join(categories)}")
 
 
 @data_app.command("get")
@@ -235,7 +241,7 @@ def _add_stage_command(stage: str) -> None:
     def command(recipe: RecipePath, overrides: Overrides = None) -> None:
         _run_and_show(_load(recipe, overrides), stage)
 
-    summary = (STAGES[stage].__doc__ or "").strip().partition("\n")[0]
+    summary = (STAGES[stage].__doc__ or "").partition("\n")[0].removeprefix(f"{stage}: ")
     app.command(name=stage, help=summary)(command)
 
 

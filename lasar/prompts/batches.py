@@ -1,7 +1,11 @@
 """Training batches: whole histories, every item of them a target (multi-position loss).
 
 One pass over a history trains every prefix of it. Histories longer than the window are cut into windows whose phase
-changes each epoch; inside an order the items are shuffled each epoch, because their sequence means nothing.
+changes each epoch. Inside an order the items are shuffled each epoch, because their sequence means nothing; and every
+item of an order is a target of the moment the order opens: its codes hang off the `<order>` token as a branch that sees
+the history before and nothing of the order itself.
+
+Legend: B batch, T trunk tokens, M branch tokens, P predictions, L levels, I items.
 """
 
 import itertools
@@ -14,27 +18,49 @@ from numpy.typing import NDArray
 from lasar.data.interactions import TrainSequence
 from lasar.prompts.vocabulary import Vocabulary, pad_right
 
+Int64Array = NDArray[np.int64]
+
 
 @dataclass(frozen=True, kw_only=True)
-class TrunkBatch:
-    """Histories of several users as one padded block.
+class TreeBatch:
+    """Histories of several users, each a trunk with branches, as one padded block.
 
     Attributes:
-        ids_BT: tokens, padded on the right.
-        lengths_B: tokens of each row.
-        targets_BT: token that follows each position where that is a code to be learned, else -1.
-        items_BT: item index that the target belongs to, else -1.
+        ids_BK: tokens: trunks padded to T, then branches padded to M.
+        lengths_B: tokens of each trunk.
+        trunk_width: T.
+        parents_BM: parent of each branch token: a trunk position, or T + m for branch token m of the same row.
+        sources_P: which token predicts, as an index into the flattened ids.
+        targets_P: the code token to be predicted.
+        items_P: item index it belongs to.
     """
 
-    ids_BT: NDArray[np.int64]
-    lengths_B: NDArray[np.int64]
-    targets_BT: NDArray[np.int64]
-    items_BT: NDArray[np.int64]
+    ids_BK: Int64Array
+    lengths_B: Int64Array
+    trunk_width: int
+    parents_BM: Int64Array
+    sources_P: Int64Array
+    targets_P: Int64Array
+    items_P: Int64Array
 
     @property
     def num_targets(self) -> int:
-        """Number of positions with a target."""
-        return int((self.targets_BT >= 0).sum())
+        """Number of predictions."""
+        return len(self.targets_P)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Row:
+    trunk: NDArray[np.int32]
+    branch: Int64Array
+    parents: Int64Array  # negative: branch token -1 - m; else a trunk position
+    sources: Int64Array  # likewise
+    targets: Int64Array
+    items: Int64Array
+
+    @property
+    def size(self) -> int:
+        return len(self.trunk) + len(self.branch)
 
 
 def epoch_batches(
@@ -46,7 +72,7 @@ def epoch_batches(
     train_targets: str,
     seed: int,
     epoch: int,
-) -> list[TrunkBatch]:
+) -> list[TreeBatch]:
     """All batches of one epoch, in training order; a pure function of its arguments.
 
     Args:
@@ -59,16 +85,16 @@ def epoch_batches(
         epoch: counts from 0.
     """
     rng = np.random.default_rng([seed, epoch])
-    rows: list[tuple[NDArray[np.int32], NDArray[np.int32]]] = []
+    rows: list[_Row] = []
     for sequence in sequences:
         for items, baskets in _windows(sequence, vocabulary.max_history, rng):
-            items = _shuffle_orders(items, baskets, rng) if vocabulary.orders else items
-            rows.append((vocabulary.render_history(tokens_IL, items, baskets, open_order=False), items))
-    rows = [row for row in rows if len(row[0]) > 1]
-    return [
-        _trunk_batch([rows[index] for index in group], vocabulary, train_targets)
-        for group in bucket_by_length([len(tokens) for tokens, _ in rows], batch_tokens, rng)
-    ]
+            if vocabulary.orders:
+                items = _shuffle_orders(items, baskets, rng)
+                rows.append(_order_row(items, baskets, tokens_IL, vocabulary, train_targets))
+            else:
+                rows.append(_plain_row(items, baskets, tokens_IL, vocabulary, train_targets))
+    groups = bucket_by_length([row.size for row in rows], batch_tokens, rng)
+    return [_stack([rows[index] for index in group], vocabulary.pad) for group in groups]
 
 
 def bucket_by_length(lengths: Sequence[int], batch_tokens: int, rng: np.random.Generator) -> list[list[int]]:
@@ -107,18 +133,80 @@ def _shuffle_orders(
     return items[np.lexsort((rng.random(len(items)), baskets))]
 
 
-def _trunk_batch(
-    rows: list[tuple[NDArray[np.int32], NDArray[np.int32]]], vocabulary: Vocabulary, train_targets: str
-) -> TrunkBatch:
-    ids_BT, lengths_B = pad_right([tokens for tokens, _ in rows], vocabulary.pad)
-    items_BT = np.full_like(ids_BT, -1)
-    for row, (tokens, items) in enumerate(rows):
-        codes = np.flatnonzero(tokens >= vocabulary.first_code)
-        items_BT[row, codes - 1] = np.repeat(items, vocabulary.num_levels)
-    if train_targets == "last":
-        positions_T = np.arange(ids_BT.shape[1])
-        first_B = lengths_B - 1 - vocabulary.num_levels
-        items_BT[positions_T[None, :] < first_B[:, None]] = -1
-    following_BT = np.roll(ids_BT, -1, axis=1)
-    targets_BT = np.where(items_BT >= 0, following_BT, -1)
-    return TrunkBatch(ids_BT=ids_BT, lengths_B=lengths_B, targets_BT=targets_BT, items_BT=items_BT)
+def _plain_row(
+    items: NDArray[np.int32],
+    baskets: NDArray[np.int32],
+    tokens_IL: NDArray[np.int32],
+    vocabulary: Vocabulary,
+    train_targets: str,
+) -> _Row:
+    # Every token but the last predicts the next one; there is nothing to hang off the trunk.
+    trunk = vocabulary.render_history(tokens_IL, items, baskets, open_order=False)
+    first = 0 if train_targets == "all" else len(trunk) - 1 - vocabulary.num_levels
+    nothing = np.zeros(0, dtype=np.int64)
+    return _Row(
+        trunk=trunk,
+        branch=nothing,
+        parents=nothing,
+        sources=np.arange(first, len(trunk) - 1),
+        targets=trunk[first + 1 :].astype(np.int64),
+        items=np.repeat(items, vocabulary.num_levels)[first:].astype(np.int64),
+    )
+
+
+def _order_row(
+    items: NDArray[np.int32],
+    baskets: NDArray[np.int32],
+    tokens_IL: NDArray[np.int32],
+    vocabulary: Vocabulary,
+    train_targets: str,
+) -> _Row:
+    # Two kinds of prediction: each item from the opening of its order (a branch), and each further item of an order
+    # from the items before it (the trunk itself).
+    trunk = vocabulary.render_history(tokens_IL, items, baskets, open_order=False)
+    levels = vocabulary.num_levels
+    opening = np.flatnonzero(trunk == vocabulary.order)
+    order_of_item = np.cumsum(np.diff(baskets, prepend=-1) != 0) - 1
+    kept = order_of_item == order_of_item[-1] if train_targets == "last" else np.ones(len(items), dtype=bool)
+    codes_IL = tokens_IL[items].astype(np.int64)
+
+    branch_IL = codes_IL[kept, : levels - 1]
+    number_IL = np.arange(branch_IL.size).reshape(branch_IL.shape)
+    sources_IL = np.concatenate([opening[order_of_item[kept]][:, None], -1 - number_IL], axis=1)
+
+    first_code_I = np.flatnonzero(trunk >= vocabulary.first_code)[::levels]
+    further = kept & (np.diff(order_of_item, prepend=-1) == 0)
+    inside_IL = first_code_I[further][:, None] - 1 + np.arange(levels)
+    return _Row(
+        trunk=trunk,
+        branch=branch_IL.reshape(-1),
+        parents=sources_IL[:, : levels - 1].reshape(-1),
+        sources=np.concatenate([sources_IL.reshape(-1), inside_IL.reshape(-1)]),
+        targets=np.concatenate([codes_IL[kept].reshape(-1), codes_IL[further].reshape(-1)]),
+        items=np.repeat(np.concatenate([items[kept], items[further]]), levels).astype(np.int64),
+    )
+
+
+def _stack(rows: list[_Row], pad: int) -> TreeBatch:
+    trunk_BT, lengths_B = pad_right([row.trunk for row in rows], pad)
+    width = trunk_BT.shape[1]
+    branch_width = max(len(row.branch) for row in rows)
+    branch_BM = np.full((len(rows), branch_width), pad, dtype=np.int64)
+    parents_BM = np.zeros((len(rows), branch_width), dtype=np.int64)
+    sources = []
+    for number, row in enumerate(rows):
+        branch_BM[number, : len(row.branch)] = row.branch
+        parents_BM[number, : len(row.parents)] = np.where(
+            row.parents < 0, width - 1 - row.parents, row.parents
+        )
+        column = np.where(row.sources < 0, width - 1 - row.sources, row.sources)
+        sources.append(number * (width + branch_width) + column)
+    return TreeBatch(
+        ids_BK=np.concatenate([trunk_BT, branch_BM], axis=1),
+        lengths_B=lengths_B,
+        trunk_width=width,
+        parents_BM=parents_BM,
+        sources_P=np.concatenate(sources),
+        targets_P=np.concatenate([row.targets for row in rows]),
+        items_P=np.concatenate([row.items for row in rows]),
+    )

@@ -1,4 +1,4 @@
-"""Stage 1: ground the semantic IDs (paper section 3; METHOD.md section 5).
+"""sft: Stage 1 of the paper, ground the semantic IDs.
 
 Plain next-code training over whole histories: one pass over a user trains every prefix. The backbone is a preset from
 scratch or any Hugging Face causal LM. Validation is the real task, ranking by beam search, and the best epoch is kept.
@@ -71,11 +71,11 @@ def run(config: Config, context: StageContext) -> None:
     from lasar.data.interactions import SPLIT_VALID, Interactions
     from lasar.decoding.ranker import Ranker
     from lasar.model.backbone import best_device, build_backbone, move, num_parameters, save_backbone
-    from lasar.prompts.batches import TrunkBatch, epoch_batches
+    from lasar.prompts.batches import TreeBatch, epoch_batches
     from lasar.prompts.vocabulary import Vocabulary
     from lasar.sid.catalog import SidCatalog
     from lasar.training.fit import FitPlan, fit, write_curve
-    from lasar.training.losses import trunk_loss
+    from lasar.training.losses import tree_loss
     from lasar.training.validation import validation_metrics
 
     interactions = Interactions.load(context.inputs["prepare"])
@@ -99,17 +99,16 @@ def run(config: Config, context: StageContext) -> None:
     move(backbone.model, device)
     ranker = Ranker(backbone.model, vocabulary=vocabulary, codes_IL=catalog.codes_IL)
 
-    def batches(epoch: int) -> list[TrunkBatch]:
+    def batches(epoch: int) -> list[TreeBatch]:
         return epoch_batches(
             sequences, tokens_IL, vocabulary=vocabulary, batch_tokens=config.batch_tokens,
             train_targets=interactions.train_targets, seed=context.seed, epoch=epoch,
         )  # fmt: skip
 
-    def loss(model: torch.nn.Module, batch: TrunkBatch) -> tuple[torch.Tensor, dict[str, float]]:
-        result = trunk_loss(
-            model, *(torch.from_numpy(array).to(device) for array in (batch.ids_BT, batch.targets_BT, batch.items_BT)),
-            vocabulary=vocabulary, trie=ranker.trie, label_smoothing=config.label_smoothing,
-        )  # fmt: skip
+    def loss(model: torch.nn.Module, batch: TreeBatch) -> tuple[torch.Tensor, dict[str, float]]:
+        result = tree_loss(
+            model, batch, vocabulary=vocabulary, trie=ranker.trie, label_smoothing=config.label_smoothing
+        )
         return result.total, {}
 
     result = fit(

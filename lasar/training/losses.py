@@ -1,6 +1,6 @@
 """Losses over semantic-ID codes.
 
-Legend: B batch, T tokens, D hidden, L levels, C codebook, P positions with a target.
+Legend: B batch, T trunk tokens, M branch tokens, K = T + M, D hidden, L levels, C codebook, P predictions.
 """
 
 from dataclasses import dataclass
@@ -11,6 +11,8 @@ from torch.nn import functional
 
 from lasar.decoding.trie import Trie
 from lasar.model.backbone import head_rows, trunk
+from lasar.model.tree import Nodes, Tree
+from lasar.prompts.batches import TreeBatch
 from lasar.prompts.vocabulary import Vocabulary
 
 
@@ -29,32 +31,48 @@ class CodeLoss:
     counts: Tensor
 
 
-def trunk_loss(
-    model: nn.Module,
-    ids_BT: Tensor,
-    targets_BT: Tensor,
-    items_BT: Tensor,
-    *,
-    vocabulary: Vocabulary,
-    trie: Trie,
-    label_smoothing: float = 0.0,
+def tree_loss(
+    model: nn.Module, batch: TreeBatch, *, vocabulary: Vocabulary, trie: Trie, label_smoothing: float = 0.0
 ) -> CodeLoss:
-    """Next-code cross-entropy at every position that has a target (Stage 1, paper section 3).
+    """Cross-entropy of every prediction of a batch in one forward pass (Stage 1, paper section 3).
 
     Args:
         model: a causal LM.
-        ids_BT: histories, padded on the right (a causal model never looks at the padding).
-        targets_BT: next token, or -1.
-        items_BT: item index the target belongs to, or -1.
+        batch: histories and their branches.
         vocabulary: token ids of the levels, and what a probability is normalised over.
-        trie: the catalogue.
+        trie: the catalogue, on the model's device.
         label_smoothing: probability spread evenly over what is normalised over.
     """
-    hidden_BTD = trunk(model)(input_ids=ids_BT, use_cache=False).last_hidden_state
+    device = trie.item_of_leaf.device
+    ids_BK = torch.from_numpy(batch.ids_BK).to(device)
+    options: dict[str, Tensor] = {}
+    if batch.parents_BM.shape[1]:
+        tree = Tree(torch.from_numpy(batch.lengths_B).to(device), batch.trunk_width)
+        nodes = tree.grow(torch.from_numpy(batch.parents_BM).to(device))
+        options = {
+            "attention_mask": _whole_mask(nodes, batch.trunk_width),
+            "position_ids": _positions(nodes, batch),
+        }
+    # Without branches the plain causal path is taken: padding lies on the right, where no real token looks.
+    hidden_BKD = trunk(model)(input_ids=ids_BK, use_cache=False, **options).last_hidden_state
+    sources_P, targets_P, items_P = (
+        torch.from_numpy(array).to(device) for array in (batch.sources_P, batch.targets_P, batch.items_P)
+    )
     return code_loss(
-        model, hidden_BTD.flatten(0, 1), targets_BT.flatten(), items_BT.flatten(),
+        model, hidden_BKD.flatten(0, 1)[sources_P], targets_P, items_P,
         vocabulary=vocabulary, trie=trie, label_smoothing=label_smoothing,
     )  # fmt: skip
+
+
+def _whole_mask(nodes: Nodes, width: int) -> Tensor:
+    batch, _, keys = nodes.mask_BQK.shape
+    causal_TK = torch.ones((width, keys), dtype=torch.bool, device=nodes.mask_BQK.device).tril()
+    return torch.cat([causal_TK.expand(batch, -1, -1), nodes.mask_BQK], dim=1)[:, None]
+
+
+def _positions(nodes: Nodes, batch: TreeBatch) -> Tensor:
+    trunk_T = torch.arange(batch.trunk_width, device=nodes.position_BQ.device)
+    return torch.cat([trunk_T.expand(len(nodes.position_BQ), -1), nodes.position_BQ], dim=1)
 
 
 def code_loss(
@@ -67,7 +85,7 @@ def code_loss(
     trie: Trie,
     label_smoothing: float = 0.0,
 ) -> CodeLoss:
-    """Cross-entropy of code tokens given the hidden states that predict them; see `trunk_loss`."""
+    """Cross-entropy of code tokens given the hidden states that predict them, one row each; see `tree_loss`."""
     sums, counts = [], []
     for level in range(vocabulary.num_levels):
         start = vocabulary.level_start(level)

@@ -35,32 +35,74 @@ def batches(sequences, *, orders=False, max_history=7, train_targets="all", epoc
     )
 
 
-@given(shops(), st.booleans(), st.integers(0, 3))
-def test_every_event_is_a_target_exactly_once_an_epoch(sequences, orders, epoch):
-    vocabulary, made = batches(sequences, orders=orders, epoch=epoch)
+def flat_items(sequences):
+    return Counter(int(item) for s in sequences for item in s.items)
+
+
+@given(shops(), st.integers(0, 3))
+def test_without_orders_every_event_is_a_target_exactly_once(sequences, epoch):
+    vocabulary, made = batches(sequences, epoch=epoch)
+    targets = Counter(int(item) for b in made for item in b.items_P)
+    assert targets == Counter({item: 2 * n for item, n in flat_items(sequences).items()})
+    for batch in made:
+        assert batch.parents_BM.shape[1] == 0
+        assert (batch.ids_BK.flatten()[batch.sources_P + 1] == batch.targets_P).all()
+        check_targets_spell_items(batch, vocabulary)
+
+
+@given(shops(), st.integers(0, 3))
+def test_with_orders_every_event_is_a_target_of_its_opening_and_most_inside(sequences, epoch):
+    vocabulary, made = batches(sequences, orders=True, epoch=epoch)
+    opening = Counter()
+    inside = 0
+    for batch in made:
+        check_targets_spell_items(batch, vocabulary)
+        first_level = batch.targets_P < vocabulary.level_start(1)
+        sources = batch.ids_BK.flatten()[batch.sources_P[first_level]]
+        opens = sources == vocabulary.order
+        opening += Counter(batch.items_P[first_level][opens].tolist())
+        inside += int((~opens).sum())
+    assert opening == flat_items(sequences)
+    num_windowed_orders = sum(int((b.ids_BK == vocabulary.order).sum()) for b in made)
+    assert inside == sum(opening.values()) - num_windowed_orders
+
+
+def check_targets_spell_items(batch, vocabulary):
     tokens = vocabulary.item_tokens(CODES)
-    expected = Counter(int(t) for s in sequences for item in s.items for t in tokens[item])
-    assert Counter(int(t) for b in made for t in b.targets_BT[b.targets_BT >= 0]) == expected
-    assert sum(b.num_targets for b in made) == sum(expected.values())
+    level = (batch.targets_P - vocabulary.first_code) // vocabulary.codebook_size
+    assert (tokens[batch.items_P, level] == batch.targets_P).all()
+    assert (np.bincount(level, minlength=2) == len(level) // 2).all()
 
 
 @given(shops(), st.booleans())
-def test_a_target_is_the_token_that_follows(sequences, orders):
-    _, made = batches(sequences, orders=orders)
+def test_a_branch_hangs_off_the_opening_of_its_own_order(sequences, orders):
+    vocabulary, made = batches(sequences, orders=orders, max_history=50)
     for batch in made:
-        rows, columns = np.nonzero(batch.targets_BT >= 0)
-        assert (batch.ids_BT[rows, columns + 1] == batch.targets_BT[rows, columns]).all()
-        assert (columns + 1 < batch.lengths_B[rows]).all()
+        for row in range(len(batch.ids_BK)):
+            trunk = batch.ids_BK[row, : batch.lengths_B[row]]
+            starts = np.append(np.flatnonzero(trunk == vocabulary.order), len(trunk))
+            branch = batch.ids_BK[row, batch.trunk_width :]
+            for token, parent in zip(branch, batch.parents_BM[row], strict=True):
+                if token == vocabulary.pad:
+                    continue
+                assert trunk[parent] == vocabulary.order
+                end = starts[starts > parent][0]
+                assert token in trunk[parent + 1 : end]
 
 
 @given(shops(), st.booleans())
-def test_last_trains_one_item_per_window(sequences, orders):
-    vocabulary, made = batches(sequences, orders=orders, train_targets="last", max_history=50)
+def test_last_trains_only_the_newest(sequences, orders):
+    _, made = batches(sequences, orders=orders, train_targets="last", max_history=50)
+    found = Counter()
     for batch in made:
-        assert ((batch.targets_BT >= 0).sum(axis=1) == vocabulary.num_levels).all()
-        rows = np.arange(len(batch.ids_BT))
-        last = batch.lengths_B - 1
-        assert (batch.targets_BT[rows, last - 1] == batch.ids_BT[rows, last]).all()
+        found += Counter(batch.items_P.tolist())
+    expected = Counter()
+    for s in sequences:
+        last = s.items[s.baskets == s.baskets[-1]] if orders else s.items[-1:]
+        expected += Counter(last.tolist())
+    assert set(found) == set(expected)
+    if not orders:
+        assert found == Counter({item: 2 * n for item, n in expected.items()})
 
 
 @given(shops())
@@ -68,9 +110,9 @@ def test_shuffling_stays_inside_an_order(sequences):
     vocabulary, made = batches(sequences, orders=True, max_history=50, batch_tokens=1)
     orders = Counter()
     for batch in made:
-        for row, length in zip(batch.ids_BT, batch.lengths_B, strict=True):
-            starts = np.flatnonzero(row[:length] == vocabulary.order)
-            for chunk in np.split(row[:length], starts)[1:]:
+        for ids, length in zip(batch.ids_BK, batch.lengths_B, strict=True):
+            row = ids[:length]
+            for chunk in np.split(row, np.flatnonzero(row == vocabulary.order))[1:]:
                 codes = chunk[1:].reshape(-1, 2) - [vocabulary.level_start(0), vocabulary.level_start(1)]
                 orders[tuple(sorted((codes[:, 0] * 4 + codes[:, 1]).tolist()))] += 1
     expected = Counter()
@@ -85,9 +127,9 @@ def test_epochs_differ_and_repeat():
     first = batches(sequence, orders=True, epoch=0)[1]
     again = batches(sequence, orders=True, epoch=0)[1]
     other = batches(sequence, orders=True, epoch=1)[1]
-    assert all((a.ids_BT == b.ids_BT).all() for a, b in zip(first, again, strict=True))
+    assert all((a.ids_BK == b.ids_BK).all() for a, b in zip(first, again, strict=True))
     assert any(
-        a.ids_BT.shape != b.ids_BT.shape or (a.ids_BT != b.ids_BT).any()
+        a.ids_BK.shape != b.ids_BK.shape or (a.ids_BK != b.ids_BK).any()
         for a, b in zip(first, other, strict=False)
     )
 

@@ -10,7 +10,7 @@ from lasar.decoding.trie import Trie
 from lasar.model.backbone import build_preset
 from lasar.prompts.batches import epoch_batches
 from lasar.prompts.vocabulary import Normalise, Vocabulary
-from lasar.training.losses import trunk_loss
+from lasar.training.losses import tree_loss
 
 CODES = np.array([[0, 1], [0, 2], [1, 1], [3, 0], [3, 3], [3, 1]], np.int32)
 VOCABULARY = Vocabulary(num_levels=2, codebook_size=4)
@@ -19,36 +19,45 @@ MODEL = build_preset("tiny", vocabulary=VOCABULARY, seed=0).eval()
 HISTORIES = ([3, 0, 5, 2], [1], [2, 2, 4])
 
 
-def batch_of(*histories, vocabulary=VOCABULARY):
+def batch_of(*histories, vocabulary=VOCABULARY, baskets=None):
     sequences = [
-        TrainSequence(u, np.array(h, np.int32), np.arange(len(h), dtype=np.int32))
+        TrainSequence(u, np.array(h, np.int32), np.array(baskets[u] if baskets else range(len(h)), np.int32))
         for u, h in enumerate(histories)
     ]
     made = epoch_batches(
-        sequences, vocabulary.item_tokens(CODES), vocabulary=vocabulary, batch_tokens=10_000, train_targets="all",
-        seed=0, epoch=0,
+        sequences, vocabulary.item_tokens(CODES), vocabulary=vocabulary, batch_tokens=10_000,
+        train_targets="all", seed=0, epoch=0,
     )  # fmt: skip
     (batch,) = made
-    return torch.tensor(batch.ids_BT), torch.tensor(batch.targets_BT), torch.tensor(batch.items_BT)
+    return batch
+
+
+def nll_of_item(prompt: list[int], item: int, vocabulary: Vocabulary, smoothing: float = 0.0) -> torch.Tensor:
+    """Loss of one item after one prompt, code by code, each code a sequence of its own."""
+    total = torch.zeros(())
+    codes = CODES[item].tolist()
+    for level, code in enumerate(codes):
+        start = vocabulary.level_start(level)
+        rivals = {
+            "trie": sorted({start + int(c[level]) for c in CODES if c[:level].tolist() == codes[:level]}),
+            "level": list(range(start, start + 4)),
+            "sid": list(range(vocabulary.first_code, vocabulary.size)),
+            "full": list(range(vocabulary.size)),
+        }[vocabulary.normalise]
+        row = prompt + [vocabulary.level_start(i) + c for i, c in enumerate(codes[:level])]
+        logits = MODEL(torch.tensor([row])).logits[0, -1, rivals]
+        target = torch.tensor([rivals.index(start + code)])
+        total = total + functional.cross_entropy(logits[None], target, label_smoothing=smoothing)
+    return total
 
 
 def one_example_per_target(vocabulary: Vocabulary, smoothing: float) -> torch.Tensor:
     total = torch.zeros(())
     for history in HISTORIES:
-        row = [vocabulary.user, *vocabulary.item_tokens(CODES)[history].flatten().tolist()]
-        for cut in range(1, len(row)):
-            item, level = divmod(cut - 1, 2)
-            start = vocabulary.level_start(level)
-            prefix = CODES[history[item]][:level].tolist()
-            rivals = {
-                "trie": sorted({start + int(c[level]) for c in CODES if c[:level].tolist() == prefix}),
-                "level": list(range(start, start + 4)),
-                "sid": list(range(vocabulary.first_code, vocabulary.size)),
-                "full": list(range(vocabulary.size)),
-            }[vocabulary.normalise]
-            logits = MODEL(torch.tensor([row[:cut]])).logits[0, -1, rivals]
-            target = torch.tensor([rivals.index(row[cut])])
-            total = total + functional.cross_entropy(logits[None], target, label_smoothing=smoothing)
+        tokens = vocabulary.item_tokens(CODES)[history]
+        for place, item in enumerate(history):
+            prompt = [vocabulary.user, *tokens[:place].flatten().tolist()]
+            total = total + nll_of_item(prompt, item, vocabulary, smoothing)
     return total
 
 
@@ -57,8 +66,8 @@ def one_example_per_target(vocabulary: Vocabulary, smoothing: float) -> torch.Te
 def test_one_pass_over_a_history_equals_one_example_per_target(normalise: Normalise, smoothing: float):
     vocabulary = dataclasses.replace(VOCABULARY, normalise=normalise)
     MODEL.zero_grad()
-    result = trunk_loss(
-        MODEL, *batch_of(*HISTORIES), vocabulary=vocabulary, trie=TRIE, label_smoothing=smoothing
+    result = tree_loss(
+        MODEL, batch_of(*HISTORIES), vocabulary=vocabulary, trie=TRIE, label_smoothing=smoothing
     )
     result.total.backward()
     gradient = {name: p.grad.clone() for name, p in MODEL.named_parameters()}
@@ -71,12 +80,46 @@ def test_one_pass_over_a_history_equals_one_example_per_target(normalise: Normal
 
 
 def test_padding_does_not_change_the_loss():
-    losses = [trunk_loss(MODEL, *batch_of(h), vocabulary=VOCABULARY, trie=TRIE).total for h in HISTORIES]
-    together = trunk_loss(MODEL, *batch_of(*HISTORIES), vocabulary=VOCABULARY, trie=TRIE).total
+    losses = [tree_loss(MODEL, batch_of(h), vocabulary=VOCABULARY, trie=TRIE).total for h in HISTORIES]
+    together = tree_loss(MODEL, batch_of(*HISTORIES), vocabulary=VOCABULARY, trie=TRIE).total
     torch.testing.assert_close(torch.stack(losses).sum(), together, atol=1e-5, rtol=1e-5)
 
 
 def test_levels_add_up():
-    result = trunk_loss(MODEL, *batch_of(*HISTORIES), vocabulary=VOCABULARY, trie=TRIE)
+    result = tree_loss(MODEL, batch_of(*HISTORIES), vocabulary=VOCABULARY, trie=TRIE)
     torch.testing.assert_close(result.by_level.sum(), result.total.detach())
     assert result.counts.tolist() == [8, 8]
+
+
+def test_every_item_of_an_order_is_predicted_from_its_opening():
+    """Branches off `<order>` against one plain sequence per item, loss and gradient."""
+    vocabulary = dataclasses.replace(VOCABULARY, orders=True)
+    histories, baskets = ([0, 3, 5, 2], [4, 1]), ([0, 0, 1, 1], [0, 1])
+    batch = batch_of(*histories, vocabulary=vocabulary, baskets=baskets)
+    MODEL.zero_grad()
+    result = tree_loss(MODEL, batch, vocabulary=vocabulary, trie=TRIE)
+    result.total.backward()
+    gradient = {name: p.grad.clone() for name, p in MODEL.named_parameters()}
+    MODEL.zero_grad()
+    tokens = vocabulary.item_tokens(CODES)
+    item_of = {tuple(row): item for item, row in enumerate(tokens.tolist())}
+    total = torch.zeros(())
+    for ids, length in zip(batch.ids_BK, batch.lengths_B, strict=True):
+        prompt: list[int] = []
+        for token in ids[:length].tolist():
+            prompt.append(token)
+            if token == vocabulary.order:
+                opening, taken = list(prompt), 0
+                rest = ids[len(prompt) : length].tolist()
+                order = rest[: rest.index(vocabulary.order)] if vocabulary.order in rest else rest
+                items = [item_of[tuple(order[i : i + 2])] for i in range(0, len(order), 2)]
+                for item in items:
+                    total = total + nll_of_item(opening, item, vocabulary)
+                for item in items[1:]:
+                    taken += 2
+                    total = total + nll_of_item(opening + order[:taken], item, vocabulary)
+    total.backward()
+    assert batch.num_targets == 2 * (6 + 2)
+    torch.testing.assert_close(result.total, total, atol=1e-5, rtol=1e-5)
+    for name, parameter in MODEL.named_parameters():
+        torch.testing.assert_close(gradient[name], parameter.grad, atol=1e-5, rtol=1e-4)
