@@ -6,6 +6,9 @@ import pytest
 from lasar.baselines.popularity import Popularity
 from lasar.baselines.transitions import Transitions
 from lasar.data.interactions import TrainSequence
+from lasar.decoding.ranker import Ranker
+from lasar.model.backbone import build_preset
+from lasar.prompts.vocabulary import Vocabulary
 
 NUM_ITEMS, K = 15, 10
 
@@ -27,7 +30,21 @@ def queries():
     return histories, [np.sort(rng.integers(3, size=length)).astype(np.int32) for length in lengths]
 
 
-RANKERS = {"popularity": Popularity, "transitions": Transitions}
+class Model:
+    """The language model behind the baselines' interface; untrained, which the contract does not mind."""
+
+    def fit(self, sequences, num_items):
+        vocabulary = Vocabulary(num_levels=2, codebook_size=8, orders=True)
+        codes = np.stack([np.arange(num_items) // 8, np.arange(num_items) % 8], axis=1).astype(np.int32)
+        model = build_preset("tiny", vocabulary=vocabulary, seed=0).eval()
+        self.ranker = Ranker(model, vocabulary=vocabulary, codes_IL=codes)
+        return self
+
+    def recommend(self, histories, baskets, k, **options):
+        return self.ranker.rank(histories, baskets, k=k, beam_width=max(k, 20), **options)
+
+
+RANKERS = {"popularity": Popularity, "transitions": Transitions, "model": Model}
 
 
 @pytest.fixture(params=sorted(RANKERS))
