@@ -22,6 +22,7 @@ from transformers import GenerationConfig
 from lasar.decoding.beam import beam_search
 from lasar.decoding.trie import Trie
 from lasar.model.backbone import build_preset, num_parameters
+from lasar.model.prompt import encode_prompts
 from lasar.prompts.vocabulary import Vocabulary
 
 
@@ -44,7 +45,9 @@ def main() -> None:
     trie = Trie(codes)
 
     def ours() -> list[list[tuple[int, ...]]]:
-        beams = beam_search(model, ids, lengths, vocabulary=vocabulary, trie=trie, beam_width=arguments.beam)
+        with torch.no_grad():
+            prefix = encode_prompts(model, ids, lengths)
+        beams = beam_search(prefix, vocabulary=vocabulary, trie=trie, beam_width=arguments.beam)
         return [[tuple(tokens[i].tolist()) for i in row] for row in beams.items_BW.tolist()]
 
     peer = _peer(model, ids, tokens, arguments.beam)

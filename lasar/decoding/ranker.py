@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from lasar.decoding.beam import beam_search
 from lasar.decoding.trie import ItemFilter, Trie
 from lasar.errors import ConfigError
+from lasar.model.prompt import encode_prompts
 from lasar.prompts.vocabulary import Vocabulary, pad_right
 
 Int32Array = NDArray[np.int32]
@@ -34,6 +35,7 @@ class Ranker:
         self.tokens_IL = vocabulary.item_tokens(codes_IL)
         self.trie = Trie(codes_IL, device=model.device)
 
+    @torch.no_grad()
     def rank(
         self,
         histories: Sequence[Int32Array],
@@ -86,9 +88,9 @@ class Ranker:
                 listed, allowing = filters
                 item_filter = ItemFilter(self.trie, items=[listed[i] for i in batch], allow=allowing)
             beams = beam_search(
-                self.model,
-                torch.from_numpy(ids_BT).to(device),
-                torch.from_numpy(lengths_B).to(device),
+                encode_prompts(
+                    self.model, torch.from_numpy(ids_BT).to(device), torch.from_numpy(lengths_B).to(device)
+                ),
                 vocabulary=self.vocabulary,
                 trie=self.trie,
                 beam_width=beam_width,

@@ -22,6 +22,7 @@ from lasar.decoding.ranker import Ranker
 from lasar.decoding.trie import ItemFilter, Trie
 from lasar.errors import ConfigError
 from lasar.model.backbone import build_preset
+from lasar.model.prompt import encode_prompts
 from lasar.prompts.vocabulary import Vocabulary, pad_right
 
 VOCABULARY = Vocabulary(num_levels=3, codebook_size=5, normalise="trie")
@@ -114,9 +115,7 @@ def search(model, prompts, codes_IL, beam_width, vocabulary=VOCABULARY, **filter
     trie = Trie(codes_IL)
     item_filter = ItemFilter(trie, **filters) if filters else None
     return beam_search(
-        model,
-        torch.tensor(ids),
-        torch.tensor(lengths),
+        encode_prompts(model, torch.tensor(ids), torch.tensor(lengths)),
         vocabulary=vocabulary,
         trie=trie,
         beam_width=beam_width,

@@ -1,0 +1,85 @@
+"""Prompts computed once, and whatever grows from them.
+
+A `Prefix` is a batch of token sequences whose keys and values lie in one cache: first the prompts, then, if the model
+reasons, latent steps, then beams or rollouts. Growing it never copies, repeats or reorders what is there.
+
+Legend: B batch, T prompt tokens, Q new tokens, D hidden.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from lasar.model.backbone import trunk
+from lasar.model.tree import Nodes, Tree
+
+
+@dataclass
+class Prefix:
+    """Sequences that can be continued.
+
+    Attributes:
+        model: the causal LM.
+        tree: which token follows which.
+        cache: keys and values of every token of the tree.
+        tip_B1: index of the token that each sequence continues from.
+        hidden_B1D: hidden state after the final norm at the tip; it predicts what comes next.
+    """
+
+    model: nn.Module
+    tree: Tree
+    cache: DynamicCache
+    tip_B1: Tensor
+    hidden_B1D: Tensor
+
+    def grow(self, parents_BQ: Tensor, **tokens: Tensor) -> tuple[Tensor, Nodes]:
+        """Append tokens in one forward call.
+
+        Args:
+            parents_BQ: the token each new one follows; see `Tree.grow`.
+            tokens: `input_ids` [B, Q], or `inputs_embeds` [B, Q, D] to feed hidden states back.
+
+        Returns:
+            Hidden states [B, Q, D] after the final norm, and the nodes.
+        """
+        nodes = self.tree.grow(parents_BQ)
+        hidden_BQD = _forward(
+            self.model,
+            attention_mask=nodes.mask_BQK[:, None],
+            position_ids=nodes.position_BQ,
+            past_key_values=self.cache,
+            use_cache=True,
+            **tokens,
+        )
+        return hidden_BQD, nodes
+
+
+def encode_prompts(model: nn.Module, ids_BT: Tensor, lengths_B: Tensor) -> Prefix:
+    """Compute prompts.
+
+    Args:
+        model: a Hugging Face causal LM that accepts 4-D masks and position ids.
+        ids_BT: tokens, padded on the right; a causal model never looks at the padding.
+        lengths_B: tokens of each prompt, at least 1.
+    """
+    config: Any = model.config
+    cache = DynamicCache(config=config)
+    hidden_BTD = _forward(model, input_ids=ids_BT, past_key_values=cache, use_cache=True)
+    tree = Tree(lengths_B, ids_BT.shape[1])
+    rows_B = torch.arange(len(lengths_B), device=ids_BT.device)
+    return Prefix(
+        model=model,
+        tree=tree,
+        cache=cache,
+        tip_B1=tree.trunk_ends_B1,
+        hidden_B1D=hidden_BTD[rows_B, lengths_B - 1][:, None],
+    )
+
+
+def _forward(model: nn.Module, **arguments: Any) -> Tensor:
+    hidden = trunk(model)(**arguments).last_hidden_state
+    assert isinstance(hidden, Tensor)
+    return hidden
