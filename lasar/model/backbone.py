@@ -26,6 +26,12 @@ PRESETS: Mapping[str, Mapping[str, int]] = MappingProxyType(
             "num_attention_heads": 2,
             "intermediate_size": 64,
         },
+        "500k": {
+            "hidden_size": 128,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "intermediate_size": 256,
+        },
         "1m": {
             "hidden_size": 128,
             "num_hidden_layers": 4,
@@ -50,6 +56,7 @@ disable_progress_bar()  # our own bars say what is going on
 
 _HEAD_DIM = 64
 _MAX_POSITIONS = 4096
+_INITIAL_STD = 0.02  # of fresh embeddings, as in Qwen3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +146,35 @@ def build_preset(preset: str, *, vocabulary: Vocabulary, seed: int, dropout: flo
         model = Qwen3ForCausalLM(config)
     _add_residual_dropout(model, dropout)
     return model
+
+
+def place_codes(model: nn.Module, vocabulary: Vocabulary, vectors_LCE: Tensor) -> None:
+    """Start the embeddings of the codes, input and output, where the codes lie in item-vector space.
+
+    Codes that are near each other start near each other; the mean size is that of fresh embeddings, so the rest of
+    the model starts as it would anyway.
+
+    Args:
+        model: its embedding tables are written.
+        vocabulary: where the codes' rows are.
+        vectors_LCE: a vector for every code of every level, L levels, C codes, E wide.
+    """
+    table_VD = input_table(model)
+    flat = vectors_LCE.flatten(0, 1).double()
+    flat = flat - flat.mean(0)
+    # The leading principal directions keep distances best; a random rotation spreads them over the channels.
+    _, _, directions = torch.linalg.svd(flat, full_matrices=False)
+    width = table_VD.shape[1]
+    placed = flat @ directions[:width].T
+    placed = nn.functional.pad(placed, (0, width - placed.shape[1]))
+    generator = torch.Generator().manual_seed(0)
+    rotation, _ = torch.linalg.qr(torch.randn(width, width, dtype=torch.float64, generator=generator))
+    placed = placed @ rotation
+    placed = placed * (_INITIAL_STD / placed.std())
+    rows = slice(vocabulary.first_code, vocabulary.size)
+    with torch.no_grad():
+        for table in (table_VD, output_table(model)):
+            table[rows] = placed.to(table)
 
 
 def save_backbone(backbone: Backbone, folder: Path) -> None:

@@ -7,13 +7,17 @@ Left out of the paper: nothing; the language-alignment tasks of LC-Rec and OneRe
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console
 from rich.table import Table
 
 from lasar.artifacts import StageContext, read_json, write_json
 from lasar.config import StageConfig
+
+if TYPE_CHECKING:
+    from lasar.model.backbone import Backbone
+    from lasar.sid.catalog import SidCatalog
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +26,8 @@ class Config(StageConfig):
 
     backbone: str = "1m"
     """A preset trained from scratch (tiny, 1m, 4m, 12m), or the path or hub id of a causal LM."""
+    code_init: Literal["vectors", "random"] = "vectors"
+    """Start a preset's code embeddings where the codes lie in item-vector space, or at random."""
     epochs: int = 20
     """Passes over the training histories."""
     learning_rate: float = 3e-3
@@ -30,8 +36,6 @@ class Config(StageConfig):
     """AdamW weight decay of matrices."""
     dropout: float = 0.15
     """Of embeddings and residual branches; presets only."""
-    label_smoothing: float = 0.0
-    """Probability spread evenly over a level's codes."""
     loss_vocab: Literal["trie", "level", "sid", "full"] = "trie"
     """What a code's probability is normalised over, in training and decoding alike: the codes that exist after its
     prefix, its level's codes, all codes, or the whole vocabulary."""
@@ -55,7 +59,7 @@ class Config(StageConfig):
 
 def inputs(config: Config) -> tuple[str, ...]:
     """Upstream stages."""
-    return ("prepare", "quantize")
+    return ("prepare", "embed", "quantize")
 
 
 def sources(config: Config) -> tuple[Path, ...]:
@@ -70,9 +74,13 @@ def run(config: Config, context: StageContext) -> None:
 
     from lasar.data.interactions import SPLIT_VALID, Interactions
     from lasar.decoding.ranker import Ranker
-    from lasar.model.backbone import best_device, build_backbone, move, num_parameters, save_backbone
+    from lasar.model.backbone import (
+        best_device,
+        move,
+        num_parameters,
+        save_backbone,
+    )
     from lasar.prompts.batches import TreeBatch, epoch_batches
-    from lasar.prompts.vocabulary import Vocabulary
     from lasar.sid.catalog import SidCatalog
     from lasar.training.fit import FitPlan, fit, write_curve
     from lasar.training.losses import tree_loss
@@ -80,18 +88,8 @@ def run(config: Config, context: StageContext) -> None:
 
     interactions = Interactions.load(context.inputs["prepare"])
     catalog = SidCatalog.load(context.inputs["quantize"])
-    backbone = build_backbone(
-        config.backbone,
-        num_levels=catalog.num_levels,
-        codebook_size=catalog.codebook_size,
-        orders=interactions.split_kind == "last_basket",
-        max_history=config.max_history,
-        normalise=config.loss_vocab,
-        dropout=config.dropout,
-        lora_rank=config.lora_rank,
-        seed=context.seed,
-    )
-    vocabulary: Vocabulary = backbone.vocabulary
+    backbone = _initial_backbone(config, context, catalog, orders=interactions.split_kind == "last_basket")
+    vocabulary = backbone.vocabulary
     tokens_IL = vocabulary.item_tokens(catalog.codes_IL)
     sequences = interactions.train_sequences()
     valid = interactions.cases(SPLIT_VALID).subset(config.validation_users, context.seed)
@@ -106,9 +104,7 @@ def run(config: Config, context: StageContext) -> None:
         )  # fmt: skip
 
     def loss(model: torch.nn.Module, batch: TreeBatch) -> tuple[torch.Tensor, dict[str, float]]:
-        result = tree_loss(
-            model, batch, vocabulary=vocabulary, trie=ranker.trie, label_smoothing=config.label_smoothing
-        )
+        result = tree_loss(model, batch, vocabulary=vocabulary, trie=ranker.trie)
         return result.total, {}
 
     result = fit(
@@ -136,6 +132,33 @@ def run(config: Config, context: StageContext) -> None:
             "training_targets": sum(batch.num_targets for batch in batches(0)) // catalog.num_levels,
         },
     )
+
+
+def _initial_backbone(
+    config: Config, context: StageContext, catalog: "SidCatalog", *, orders: bool
+) -> "Backbone":
+    import torch
+    from safetensors.numpy import load_file
+
+    from lasar.model.backbone import PRESETS, build_backbone, place_codes
+    from lasar.sid.code_vectors import code_vectors
+
+    backbone = build_backbone(
+        config.backbone,
+        num_levels=catalog.num_levels,
+        codebook_size=catalog.codebook_size,
+        orders=orders,
+        max_history=config.max_history,
+        normalise=config.loss_vocab,
+        dropout=config.dropout,
+        lora_rank=config.lora_rank,
+        seed=context.seed,
+    )
+    if config.backbone in PRESETS and config.code_init == "vectors":
+        embeddings = load_file(context.inputs["embed"] / "embeddings.safetensors")["item_embeddings"]
+        vectors = code_vectors(embeddings, catalog.codes_IL, codebook_size=catalog.codebook_size)
+        place_codes(backbone.model, backbone.vocabulary, torch.from_numpy(vectors))
+    return backbone
 
 
 def show(folder: Path, console: Console) -> None:

@@ -31,9 +31,7 @@ class CodeLoss:
     counts: Tensor
 
 
-def tree_loss(
-    model: nn.Module, batch: TreeBatch, *, vocabulary: Vocabulary, trie: Trie, label_smoothing: float = 0.0
-) -> CodeLoss:
+def tree_loss(model: nn.Module, batch: TreeBatch, *, vocabulary: Vocabulary, trie: Trie) -> CodeLoss:
     """Cross-entropy of every prediction of a batch in one forward pass (Stage 1, paper section 3).
 
     Args:
@@ -41,7 +39,6 @@ def tree_loss(
         batch: histories and their branches.
         vocabulary: token ids of the levels, and what a probability is normalised over.
         trie: the catalogue, on the model's device.
-        label_smoothing: probability spread evenly over what is normalised over.
     """
     device = trie.item_of_leaf.device
     ids_BK = torch.from_numpy(batch.ids_BK).to(device)
@@ -60,7 +57,7 @@ def tree_loss(
     )
     return code_loss(
         model, hidden_BKD.flatten(0, 1)[sources_P], targets_P, items_P,
-        vocabulary=vocabulary, trie=trie, label_smoothing=label_smoothing,
+        vocabulary=vocabulary, trie=trie,
     )  # fmt: skip
 
 
@@ -83,7 +80,6 @@ def code_loss(
     *,
     vocabulary: Vocabulary,
     trie: Trie,
-    label_smoothing: float = 0.0,
 ) -> CodeLoss:
     """Cross-entropy of code tokens given the hidden states that predict them, one row each; see `tree_loss`."""
     sums, counts = [], []
@@ -92,20 +88,12 @@ def code_loss(
         chosen_P = (targets_P >= start) & (targets_P < start + vocabulary.codebook_size)
         counts.append(int(chosen_P.sum()))
         if vocabulary.normalise == "trie":
-            sums.append(
-                _trie_loss(
-                    model, hidden_PD, targets_P, items_P, chosen_P, level, vocabulary, trie, label_smoothing
-                )
-            )
+            sums.append(_trie_loss(model, hidden_PD, targets_P, items_P, chosen_P, level, vocabulary, trie))
             continue
         picked = chosen_P.nonzero()[:, 0]
         first, last = vocabulary.normaliser(level)
         logits_PC = hidden_PD[picked] @ head_rows(model, first, last).T
-        sums.append(
-            functional.cross_entropy(
-                logits_PC.float(), targets_P[picked] - first, reduction="sum", label_smoothing=label_smoothing
-            )
-        )
+        sums.append(functional.cross_entropy(logits_PC.float(), targets_P[picked] - first, reduction="sum"))
     by_level = torch.stack(sums)
     return CodeLoss(total=by_level.sum(), by_level=by_level.detach(), counts=torch.tensor(counts))
 
@@ -119,7 +107,6 @@ def _trie_loss(
     level: int,
     vocabulary: Vocabulary,
     trie: Trie,
-    label_smoothing: float,
 ) -> Tensor:
     # Where the prefix leaves one choice the loss is zero: those positions are not even computed.
     nodes_P = trie.prefix_LI[level][items_P.clamp(min=0)]
@@ -135,7 +122,4 @@ def _trie_loss(
     hit_PM = (code_PM == (targets_P[picked] - start)[:, None]) & real_PM
     target_P = hit_PM.int().argmax(1)
     nll_P = -logprobs_PM.gather(1, target_P[:, None])[:, 0]
-    if label_smoothing:
-        spread_P = -logprobs_PM.masked_fill(~real_PM, 0.0).sum(1) / real_PM.sum(1)
-        nll_P = (1 - label_smoothing) * nll_P + label_smoothing * spread_P
     return nll_P.sum()

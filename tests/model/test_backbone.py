@@ -10,6 +10,7 @@ from lasar.model.backbone import (
     head_rows,
     load_backbone,
     num_parameters,
+    place_codes,
     save_backbone,
     trunk,
 )
@@ -120,3 +121,21 @@ def test_unknown_backbone_names_the_presets():
 def test_missing_model_folder(tmp_path):
     with pytest.raises(ArtifactError, match=r"no config\.json"):
         load_backbone(tmp_path)
+
+
+def test_near_codes_start_near_each_other():
+    backbone = build("tiny")
+    vectors = torch.randn(2, 8, 20, generator=torch.Generator().manual_seed(0))
+    vectors[0, 1] = vectors[0, 0] + 0.01
+    markers = backbone.model.get_input_embeddings().weight[:6].clone()
+    place_codes(backbone.model, backbone.vocabulary, vectors)
+    for table in (
+        backbone.model.get_input_embeddings().weight,
+        backbone.model.get_output_embeddings().weight,
+    ):
+        codes = table[backbone.vocabulary.first_code :].detach()
+        assert codes.std().item() == pytest.approx(0.02, rel=1e-3)
+        # 20 dimensions fit into 32 channels: distances keep their proportions exactly.
+        ours, theirs = torch.pdist(codes), torch.pdist(vectors.flatten(0, 1))
+        torch.testing.assert_close(ours / ours.mean(), theirs / theirs.mean(), atol=1e-4, rtol=1e-3)
+    assert torch.equal(backbone.model.get_input_embeddings().weight[:6], markers)
