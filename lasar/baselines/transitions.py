@@ -134,7 +134,12 @@ class Transitions:
 
 
 def tune_transitions(
-    sequences: Sequence[TrainSequence], num_items: int, cases: EvalCases, *, exclude_seen: bool = False
+    sequences: Sequence[TrainSequence],
+    num_items: int,
+    cases: EvalCases,
+    *,
+    exclude_seen: bool = False,
+    same_basket: bool = True,
 ) -> Transitions:
     """Choose the settings with the best validation NDCG@10, one group after the other, and fit them.
 
@@ -143,10 +148,13 @@ def tune_transitions(
         num_items: items in the catalogue.
         cases: validation cases; with none, the default settings are kept.
         exclude_seen: as in the evaluation to come.
+        same_basket: also count items of one basket (an item-kNN); otherwise only what followed in later baskets.
     """
     sparse = require("scipy.sparse", extra="embed")
+    start = TransitionSettings() if same_basket else TransitionSettings(same_basket=0.0)
     if len(cases) == 0:
-        return Transitions().fit(sequences, num_items)
+        return Transitions(start).fit(sequences, num_items)
+    groups = _GROUPS if same_basket else _GROUPS[1:]
     quality: dict[TransitionSettings, float] = {}
     counted: dict[tuple[float, ...], Any] = {}
 
@@ -163,11 +171,10 @@ def tune_transitions(
         advance()
         return quality[settings]
 
-    best = TransitionSettings()
-    with progress(
-        "tuning transitions", total=sum(len(group) for group in _GROUPS), unit="settings"
-    ) as advance:
-        for group in _GROUPS:
+    best = start
+    description = "tuning cooccurrence" if same_basket else "tuning transitions"
+    with progress(description, total=sum(len(group) for group in groups), unit="settings") as advance:
+        for group in groups:
             candidates = [dataclasses.replace(best, **values) for values in group]  # type: ignore[arg-type]
             best = max(candidates, key=ndcg)
     return Transitions(best).fit(sequences, num_items)

@@ -146,6 +146,12 @@ class Interactions:
         )
 
     @property
+    def has_orders(self) -> bool:
+        """Whether any basket holds several items."""
+        same_user = np.diff(self.user_index) == 0
+        return bool((same_user & (np.diff(self.basket) == 0)).any())
+
+    @property
     def has_repeats(self) -> bool:
         """Whether any user takes an item in more than one event; without repeats, seen items are never targets."""
         pairs = self.user_index.astype(np.int64) * self.num_items + self.item_index

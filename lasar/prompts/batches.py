@@ -72,6 +72,7 @@ def epoch_batches(
     train_targets: str,
     seed: int,
     epoch: int,
+    split_orders: float = 0.0,
 ) -> list[TreeBatch]:
     """All batches of one epoch, in training order; a pure function of its arguments.
 
@@ -83,6 +84,8 @@ def epoch_batches(
         train_targets: `all` items of a history or only its `last`.
         seed: of the run.
         epoch: counts from 0.
+        split_orders: share of orders that are split in two at random, each epoch anew, so that what is bought
+            together also teaches what to open the next order with.
     """
     rng = np.random.default_rng([seed, epoch])
     rows: list[_Row] = []
@@ -90,6 +93,7 @@ def epoch_batches(
         for items, baskets in _windows(sequence, vocabulary.max_history, rng):
             if vocabulary.orders:
                 items = _shuffle_orders(items, baskets, rng)
+                baskets = _split_orders(baskets, split_orders, rng)
                 rows.append(_order_row(items, baskets, tokens_IL, vocabulary, train_targets))
             else:
                 rows.append(_plain_row(items, baskets, tokens_IL, vocabulary, train_targets))
@@ -131,6 +135,16 @@ def _shuffle_orders(
     items: NDArray[np.int32], baskets: NDArray[np.int32], rng: np.random.Generator
 ) -> NDArray[np.int32]:
     return items[np.lexsort((rng.random(len(items)), baskets))]
+
+
+def _split_orders(baskets: NDArray[np.int32], share: float, rng: np.random.Generator) -> NDArray[np.int32]:
+    opens = np.flatnonzero(np.diff(baskets, prepend=-1) != 0)
+    sizes = np.diff(opens, append=len(baskets))
+    cuts = opens + 1 + (rng.random(len(opens)) * (sizes - 1)).astype(np.int64)
+    chosen = (sizes > 1) & (rng.random(len(opens)) < share)
+    starts = np.zeros(len(baskets), dtype=np.int32)
+    starts[np.concatenate([opens, cuts[chosen]])] = 1
+    return np.cumsum(starts, dtype=np.int32)
 
 
 def _plain_row(

@@ -26,6 +26,8 @@ from lasar.evaluation.shards import Rank, Ranked, rank_in_shards
 from lasar.evaluation.slices import by_history_length, by_target_popularity
 from lasar.evaluation.summary import exposure, paired_differences, per_user_table, with_intervals
 
+Baseline = Literal["popularity", "transitions", "cooccurrence"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config(StageConfig):
@@ -47,10 +49,10 @@ class Config(StageConfig):
     """Leave items of the history out of every list, the baselines' too; where nobody takes an item twice."""
     max_users: Annotated[int, pydantic.Field(ge=1)] | None = None
     """Evaluate a random subset of this many users (chosen by the seed); null: all."""
-    baselines: tuple[Literal["popularity", "transitions"], ...] = ("popularity", "transitions")
-    """Methods evaluated beside the model, on the same users."""
+    baselines: tuple[Baseline, ...] = ("popularity", "transitions", "cooccurrence")
+    """Methods evaluated beside the model, on the same users; `cooccurrence` needs orders of several items."""
     tuning_users: Annotated[int, pydantic.Field(ge=1)] = 1000
-    """Validation users on which the transitions baseline chooses its settings."""
+    """Validation users on which the counting baselines choose their settings."""
     bootstrap_samples: Annotated[int, pydantic.Field(ge=1)] = 1000
     """Resamplings behind every interval and p-value."""
     num_examples: Annotated[int, pydantic.Field(ge=0)] = 8
@@ -92,6 +94,8 @@ def run(config: Config, context: StageContext) -> None:
     }
     settings = {}
     for name in config.baselines:
+        if name == "cooccurrence" and not interactions.has_orders:
+            continue  # without orders of several items it is the same counting as transitions
         ranked[name], settings[name] = _rank_baseline(name, interactions, cases, config, context.seed)
 
     cutoffs = tuple(cutoff for cutoff in CUTOFFS if cutoff <= config.k)
@@ -206,6 +210,8 @@ def _rank_baseline(
             cases.histories, cases.baskets, config.k, exclude_seen=config.exclude_seen
         ), {}
     valid = interactions.cases(SPLIT_VALID).subset(config.tuning_users, seed)
-    transitions = tune_transitions(sequences, num_items, valid, exclude_seen=config.exclude_seen)
+    transitions = tune_transitions(
+        sequences, num_items, valid, exclude_seen=config.exclude_seen, same_basket=name == "cooccurrence"
+    )
     ranked = transitions.recommend(cases.histories, cases.baskets, config.k, exclude_seen=config.exclude_seen)
     return ranked, dataclasses.asdict(transitions.settings)

@@ -5,7 +5,7 @@ scratch or any Hugging Face causal LM. Validation is the real task, ranking by b
 Left out of the paper: nothing; the language-alignment tasks of LC-Rec and OneRec-Think are not part of it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -18,6 +18,16 @@ from lasar.config import StageConfig
 if TYPE_CHECKING:
     from lasar.model.backbone import Backbone
     from lasar.sid.catalog import SidCatalog
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validation(StageConfig):
+    """How the best epoch is found."""
+
+    users: int = 2000
+    """Validation users ranked after every epoch."""
+    patience: int = 0
+    """Epochs without improvement before stopping early; 0 never stops early."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,10 +61,10 @@ class Config(StageConfig):
     """Decay of the running average of weights that is validated and kept; 0 is off."""
     lora_rank: int = 0
     """Rank of LoRA adapters on a pre-trained backbone (merged when saved); 0 trains all weights."""
-    validation_users: int = 2000
-    """Validation users ranked after every `validate_every` epochs."""
-    patience: int = 0
-    """Validations without improvement before stopping early; 0 never stops early."""
+    split_orders: float = 0.5
+    """Share of orders that are split in two at random, each epoch anew; only data with orders has any."""
+    validation: Validation = field(default_factory=Validation)
+    """How the best epoch is found."""
 
 
 def inputs(config: Config) -> tuple[str, ...]:
@@ -92,7 +102,7 @@ def run(config: Config, context: StageContext) -> None:
     vocabulary = backbone.vocabulary
     tokens_IL = vocabulary.item_tokens(catalog.codes_IL)
     sequences = interactions.train_sequences()
-    valid = interactions.cases(SPLIT_VALID).subset(config.validation_users, context.seed)
+    valid = interactions.cases(SPLIT_VALID).subset(config.validation.users, context.seed)
     device = best_device()
     move(backbone.model, device)
     ranker = Ranker(backbone.model, vocabulary=vocabulary, codes_IL=catalog.codes_IL)
@@ -101,6 +111,7 @@ def run(config: Config, context: StageContext) -> None:
         return epoch_batches(
             sequences, tokens_IL, vocabulary=vocabulary, batch_tokens=config.batch_tokens,
             train_targets=interactions.train_targets, seed=context.seed, epoch=epoch,
+            split_orders=config.split_orders,
         )  # fmt: skip
 
     def loss(model: torch.nn.Module, batch: TreeBatch) -> tuple[torch.Tensor, dict[str, float]]:
@@ -112,7 +123,7 @@ def run(config: Config, context: StageContext) -> None:
         plan=FitPlan(
             epochs=config.epochs, learning_rate=config.learning_rate, weight_decay=config.weight_decay,
             accumulate=config.accumulate, precision=config.precision, ema_decay=config.ema_decay,
-            patience=config.patience, seed=context.seed,
+            patience=config.validation.patience, seed=context.seed,
         ),
         batches=batches,
         loss=loss,

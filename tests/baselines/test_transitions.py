@@ -139,3 +139,12 @@ def test_many_queries_equal_one_by_one():
     for query in (0, 511, 512, 599):
         alone, _ = model.recommend([cases.histories[query]], [cases.baskets[query]], 6)
         assert (alone[0] == together[query]).all()
+
+
+def test_transitions_alone_never_count_one_basket():
+    train = [sequence(u, [(1, 0), (2, 0), (3, 1)]) for u in range(5)]
+    cases = as_cases([sequence(9, [(1, 0), (2, 1)])])
+    directed = tune_transitions(train, 4, cases, same_basket=False)
+    assert directed.settings.same_basket == 0.0
+    items, _ = directed.recommend([np.array([1], np.int32)], [np.array([0], np.int32)], 1)
+    assert items[0].tolist() == [3]

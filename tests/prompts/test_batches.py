@@ -146,3 +146,22 @@ def test_padding_is_rare():
     groups = bucket_by_length(lengths, 4096, np.random.default_rng(0))
     padded = sum(len(g) * max(lengths[i] for i in g) for g in groups)
     assert padded / sum(lengths) == pytest.approx(1.0, abs=0.03)
+
+
+@given(shops(), st.integers(0, 5))
+def test_splitting_orders_only_adds_openings(sequences, epoch):
+    """Items keep their order's neighbours; an order becomes at most two, and only if it has two items."""
+    vocabulary = Vocabulary(num_levels=2, codebook_size=4, orders=True)
+    made = epoch_batches(
+        sequences, vocabulary.item_tokens(CODES), vocabulary=vocabulary, batch_tokens=64, train_targets="all",
+        seed=5, epoch=epoch, split_orders=1.0,
+    )  # fmt: skip
+    openings = sum(int((b.ids_BK == vocabulary.order).sum()) for b in made)
+    sizes = [n for s in sequences for n in np.unique(s.baskets, return_counts=True)[1]]
+    assert openings == sum(1 if n == 1 else 2 for n in sizes)
+    first_level = Counter()
+    for b in made:
+        codes = b.targets_P < vocabulary.level_start(1)
+        opens = b.ids_BK.flatten()[b.sources_P] == vocabulary.order
+        first_level += Counter(b.items_P[codes & opens].tolist())
+    assert first_level == flat_items(sequences)
