@@ -34,7 +34,7 @@ def pretrained(request, tmp_path):
     return tmp_path / "lm"
 
 
-@pytest.mark.parametrize(("preset", "millions"), [("1m", 1.3), ("4m", 4.0), ("12m", 12.3)])
+@pytest.mark.parametrize(("preset", "millions"), [("500k", 0.59), ("1m", 1.3), ("4m", 4.0), ("12m", 12.3)])
 def test_presets_have_their_size(preset, millions):
     vocabulary = Vocabulary(num_levels=4, codebook_size=256)
     assert num_parameters(build_preset(preset, vocabulary=vocabulary, seed=0)) / 1e6 == pytest.approx(
