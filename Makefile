@@ -25,7 +25,7 @@ demo: $(VENV)/.installed ## train on a real shop's orders and print recommendati
 	@$(BIN)/lasar data get online_retail
 	@$(BIN)/lasar data get all-minilm-l6-v2
 	@$(BIN)/lasar run recipes/demo.yaml
-	@$(BIN)/lasar recommend runs/demo --user $(DEMO_USER)
+	@$(BIN)/lasar recommend runs/demo --user $(DEMO_USER) --exclude-seen
 	@echo "report: runs/demo/report/report.html (one file, open it in a browser)"
 	@echo "more:   $(BIN)/lasar recommend --help"
 

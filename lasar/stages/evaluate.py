@@ -155,20 +155,22 @@ def show(folder: Path, console: Console) -> None:
     hit = "any-hit HR" if several else "HR"
     table = Table(
         title=f"{metrics['dataset']}, {metrics['split']} split ({metrics['split_kind']}), "
-        f"{metrics['num_users']:,} users, {metrics['num_items']:,} items, 95 % intervals"
+        f"{metrics['num_users']:,} users, {metrics['num_items']:,} items, 95 % intervals",
+        title_justify="left",
     )
     names = {f"hr@{k}": f"{hit}@{k}", f"ndcg@{k}": f"NDCG@{k}", "mrr": "MRR"}
     if several:
         names[f"recall@{k}"] = f"Recall@{k}"
-    table.add_column("method")
-    for title in [*names.values(), f"coverage@{k}"]:
-        table.add_column(title, justify="right")
+    table.add_column("method", no_wrap=True)
+    for title in names.values():
+        table.add_column(title, justify="right", no_wrap=True)
     for method, values in metrics["methods"].items():
-        cells = [
-            f"{values[name]:.4f} [{values['ci'][name][0]:.4f}, {values['ci'][name][1]:.4f}]" for name in names
-        ]
-        table.add_row(method, *cells, f"{metrics['coverage'][method][str(k)]:.3f}")
+        ends = {name: values["ci"][name] for name in names}
+        table.add_row(method, *(f"{values[name]:.4f}" for name in names))
+        table.add_row("", *(f"{low:.4f}-{high:.4f}" for low, high in ends.values()), style="dim")
     console.print(table)
+    if "cooccurrence" in metrics["methods"]:
+        console.print("transitions: what followed in later orders; cooccurrence: also what shared an order")
     for baseline, comparison in metrics["paired"].items():
         for name, value in comparison.items():
             console.print(
