@@ -167,7 +167,10 @@ def is_up_to_date(folder: Path, fingerprint: str) -> bool:
     except ArtifactError:
         return False
     same = bool(manifest["fingerprint"] == fingerprint)
-    return same and all((folder / file).is_file() for file in manifest["outputs"])
+    return same and all(
+        (folder / file).is_file() and file_sha256(folder / file) == digest
+        for file, digest in manifest["outputs"].items()
+    )
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

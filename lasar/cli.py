@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
+import click
 import typer
 import yaml
 from rich.console import Console
@@ -19,7 +20,7 @@ from rich.table import Table
 from lasar import __version__
 from lasar.artifacts import MANIFEST, read_json, run_stage, stage_state, write_json
 from lasar.config import Recipe, load_recipe
-from lasar.errors import ArtifactError, LasarError, nearest
+from lasar.errors import ArtifactError, DataError, LasarError, nearest
 from lasar.stages import STAGES
 
 app = typer.Typer(
@@ -51,18 +52,22 @@ def main() -> None:
     )
     logging.getLogger("lasar").setLevel(logging.INFO)
     try:
-        app()
+        code = app(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
     except LasarError as error:
         Console(stderr=True, soft_wrap=True).print(
             f"[bold red]error:[/] {escape(str(error))}", highlight=False
         )
         sys.exit(2)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, click.Abort):
         print(
             "interrupted; nothing is lost: the same command continues from the last checkpoint",
             file=sys.stderr,
         )
         sys.exit(130)
+    sys.exit(code if isinstance(code, int) else 0)
 
 
 def _version(show: bool) -> None:
@@ -82,6 +87,8 @@ def _root(
 def run(recipe: RecipePath, overrides: Overrides = None) -> None:
     """Run every stage of a recipe; finished ones are skipped, a killed one continues."""
     loaded = _load(recipe, overrides)
+    for stage in loaded.stages:  # a wrong path or name is found now, not when its stage begins
+        STAGES[stage].sources(loaded.configs[stage])
     for stage in loaded.stages:
         _run_and_show(loaded, stage)
     Console().print(f"finished; results are in [bold]{loaded.run_dir}[/]")
@@ -204,6 +211,8 @@ def results_render(
     """Regenerate docs/results.md and its plots from the results file."""
     from lasar.evaluation.results import write_document
 
+    if not results.is_file():
+        raise DataError(f"{results}: no such file; run this from the checkout, after: lasar results add RUN")
     write_document(results, docs)
 
 

@@ -121,6 +121,9 @@ class Recommender:
             UnknownItemError: an id is not in the catalogue; the message names the closest one.
             ConfigError: `k` is below 1.
         """
+        for name, value in (("history", history), ("exclude", exclude), ("allow", allow)):
+            if isinstance(value, str):
+                raise ConfigError(f"{name}={value!r}: expected a list of item ids; write [{value!r}]")
         orders = [[entry] if isinstance(entry, str) else list(entry) for entry in history]
         items = self._indices([item_id for order in orders for item_id in order])
         baskets = np.repeat(np.arange(len(orders), dtype=np.int32), [len(order) for order in orders])

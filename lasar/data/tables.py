@@ -45,6 +45,8 @@ def reading(path: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
+        if path.is_dir():
+            raise DataError(f"{path}: is a folder; this reader needs a file") from None
         siblings = [str(p) for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise DataError(f"{path}: no such file{nearest(str(path), siblings)}") from None
     except pl.exceptions.NoDataError:

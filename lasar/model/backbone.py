@@ -4,54 +4,20 @@ Both are the same kind of object (`PreTrainedModel` with a `.model` trunk and a 
 nothing after this file asks which one it has. Presets are Qwen3, the paper's architecture, at sizes a CPU can train.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
 from lasar.errors import ArtifactError, ConfigError, require
+from lasar.model.presets import PRESETS, check_backbone
 from lasar.prompts.vocabulary import Normalise, Vocabulary
 
-PRESETS: Mapping[str, Mapping[str, int]] = MappingProxyType(
-    {
-        "tiny": {
-            "hidden_size": 32,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "intermediate_size": 64,
-        },
-        "500k": {
-            "hidden_size": 128,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "intermediate_size": 256,
-        },
-        "1m": {
-            "hidden_size": 128,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 2,
-            "intermediate_size": 512,
-        },
-        "4m": {
-            "hidden_size": 256,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 4,
-            "intermediate_size": 768,
-        },
-        "12m": {
-            "hidden_size": 384,
-            "num_hidden_layers": 6,
-            "num_attention_heads": 6,
-            "intermediate_size": 1152,
-        },
-    }
-)
 disable_progress_bar()  # our own bars say what is going on
 
 _HEAD_DIM = 64
@@ -109,6 +75,7 @@ def build_backbone(
         return Backbone(
             model=build_preset(name, vocabulary=vocabulary, seed=seed, dropout=dropout), vocabulary=vocabulary
         )
+    check_backbone(name)
     model = _load_pretrained(name)
     base_size = input_table(model).shape[0]
     vocabulary = Vocabulary(base_size=base_size, **sizes)
@@ -188,13 +155,21 @@ def load_backbone(folder: Path, *, device: torch.device | str = "cpu") -> PreTra
     """Open a saved model folder in evaluation mode.
 
     Raises:
-        ArtifactError: the folder is not a model folder.
+        ArtifactError: the folder is not a model folder, or is damaged.
     """
     if not (folder / "config.json").is_file():
         raise ArtifactError(f"{folder}: not a model folder (no config.json); run the training stage again")
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, local_files_only=True, use_safetensors=True, attn_implementation="sdpa", dtype=torch.float32
-    )
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            local_files_only=True,
+            use_safetensors=True,
+            attn_implementation="sdpa",
+            dtype=torch.float32,
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ArtifactError(f"{folder}: damaged model ({reason}); run the training stage again") from None
     move(model, device)
     model.eval()
     return model

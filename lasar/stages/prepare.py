@@ -1,16 +1,15 @@
 """prepare: raw events and items in; indexed, ordered and split interactions out.
 
-    source -> reader -> clean -> repeats -> k-core -> order, baskets -> split -> interactions, users
-    items  -> reader -> unique ids -> those in the core -> clean text -> items
-
-Everything dropped or doubtful is counted in summary.json.
+source -> reader -> clean -> repeats -> k-core -> order, baskets -> split -> interactions, users
+items  -> reader -> unique ids -> those in the core -> clean text -> items
 """
 
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+import pydantic
 from rich.console import Console
 from rich.table import Table
 
@@ -106,7 +105,7 @@ class Config(StageConfig):
     """Which events to drop."""
     duplicates: Literal["keep", "drop_repeats", "first_only"] = "drop_repeats"
     """`drop_repeats` counts a user's item once per basket (one timestamp), `first_only` once at all."""
-    k_core: int = 5
+    k_core: Annotated[int, pydantic.Field(ge=0)] = 5
     """Keep users with this many distinct items and items with this many distinct users, repeatedly; 0 keeps
     all and leaves items without events in the catalogue."""
     split: Literal["leave_one_out", "last_basket", "temporal", "given"] = "leave_one_out"

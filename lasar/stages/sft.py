@@ -7,8 +7,9 @@ Left out of the paper: nothing; the language-alignment tasks of LC-Rec and OneRe
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
+import pydantic
 from rich.console import Console
 from rich.table import Table
 
@@ -24,9 +25,9 @@ if TYPE_CHECKING:
 class Validation(StageConfig):
     """How the best epoch is found."""
 
-    users: int = 2000
+    users: Annotated[int, pydantic.Field(ge=1)] = 2000
     """Validation users ranked after every epoch."""
-    patience: int = 0
+    patience: Annotated[int, pydantic.Field(ge=0)] = 0
     """Epochs without improvement before stopping early; 0 never stops early."""
 
 
@@ -38,30 +39,30 @@ class Config(StageConfig):
     """A preset trained from scratch (tiny, 1m, 4m, 12m), or the path or hub id of a causal LM."""
     code_init: Literal["vectors", "random"] = "vectors"
     """Start a preset's code embeddings where the codes lie in item-vector space, or at random."""
-    epochs: int = 20
+    epochs: Annotated[int, pydantic.Field(ge=1)] = 20
     """Passes over the training histories."""
-    learning_rate: float = 3e-3
+    learning_rate: Annotated[float, pydantic.Field(gt=0)] = 3e-3
     """Peak learning rate; 5e-4 is the paper's for a pre-trained 0.6B model."""
-    weight_decay: float = 0.1
+    weight_decay: Annotated[float, pydantic.Field(ge=0)] = 0.1
     """AdamW weight decay of matrices."""
-    dropout: float = 0.15
+    dropout: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.15
     """Of embeddings and residual branches; presets only."""
     loss_vocab: Literal["trie", "level", "sid", "full"] = "trie"
     """What a code's probability is normalised over, in training and decoding alike: the codes that exist after its
     prefix, its level's codes, all codes, or the whole vocabulary."""
-    max_history: int = 50
+    max_history: Annotated[int, pydantic.Field(ge=1)] = 50
     """Items of a history that the model sees; the newest are kept."""
-    batch_tokens: int = 4096
+    batch_tokens: Annotated[int, pydantic.Field(ge=16)] = 4096
     """Tokens per batch, padding included."""
-    accumulate: int = 1
+    accumulate: Annotated[int, pydantic.Field(ge=1)] = 1
     """Batches per optimizer step."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """Autocast type."""
-    ema_decay: float = 0.0
+    ema_decay: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.0
     """Decay of the running average of weights that is validated and kept; 0 is off."""
-    lora_rank: int = 0
+    lora_rank: Annotated[int, pydantic.Field(ge=0)] = 0
     """Rank of LoRA adapters on a pre-trained backbone (merged when saved); 0 trains all weights."""
-    split_orders: float = 0.5
+    split_orders: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.5
     """Share of orders that are split in two at random, each epoch anew; only data with orders has any."""
     validation: Validation = field(default_factory=Validation)
     """How the best epoch is found."""
@@ -73,7 +74,14 @@ def inputs(config: Config) -> tuple[str, ...]:
 
 
 def sources(config: Config) -> tuple[Path, ...]:
-    """A backbone given as a local folder."""
+    """A backbone given as a local folder.
+
+    Raises:
+        ConfigError: the backbone is neither a preset, a folder nor a hub id.
+    """
+    from lasar.model.presets import check_backbone
+
+    check_backbone(config.backbone)
     folder = Path(config.backbone)
     return (folder,) if folder.is_dir() else ()
 
@@ -151,7 +159,8 @@ def _initial_backbone(
     import torch
     from safetensors.numpy import load_file
 
-    from lasar.model.backbone import PRESETS, build_backbone, place_codes
+    from lasar.model.backbone import build_backbone, place_codes
+    from lasar.model.presets import PRESETS
     from lasar.sid.code_vectors import code_vectors
 
     backbone = build_backbone(

@@ -4,7 +4,6 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from lasar.errors import ArtifactError, ConfigError
 from lasar.model.backbone import (
-    PRESETS,
     build_backbone,
     build_preset,
     head_rows,
@@ -14,6 +13,7 @@ from lasar.model.backbone import (
     save_backbone,
     trunk,
 )
+from lasar.model.presets import PRESETS
 from lasar.prompts.vocabulary import Vocabulary
 
 SIZES = {"num_levels": 2, "codebook_size": 8, "orders": False, "max_history": 10, "normalise": "trie"}
@@ -116,6 +116,21 @@ def test_lora_on_a_preset_is_refused():
 def test_unknown_backbone_names_the_presets():
     with pytest.raises(ConfigError, match=f"{', '.join(PRESETS)}"):
         build("no/such/model")
+
+
+def test_backbones_that_cannot_exist_are_refused_without_asking_a_hub():
+    with pytest.raises(ConfigError, match="did you mean '1m'"):
+        build("1mm")
+    with pytest.raises(ConfigError, match="no such folder"):
+        build("/no/such/folder")
+
+
+def test_damaged_model_is_one_line(tmp_path):
+    save_backbone(build("tiny"), tmp_path)
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(ArtifactError, match="damaged model"):
+        load_backbone(tmp_path / "model")
 
 
 def test_missing_model_folder(tmp_path):

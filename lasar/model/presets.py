@@ -1,0 +1,57 @@
+"""Sizes of the backbones that are trained from scratch (Qwen3 architecture)."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+from lasar.errors import ConfigError, nearest
+
+PRESETS: Mapping[str, Mapping[str, int]] = MappingProxyType(
+    {
+        "tiny": {
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "intermediate_size": 64,
+        },
+        "500k": {
+            "hidden_size": 128,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "intermediate_size": 256,
+        },
+        "1m": {
+            "hidden_size": 128,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 2,
+            "intermediate_size": 512,
+        },
+        "4m": {
+            "hidden_size": 256,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "intermediate_size": 768,
+        },
+        "12m": {
+            "hidden_size": 384,
+            "num_hidden_layers": 6,
+            "num_attention_heads": 6,
+            "intermediate_size": 1152,
+        },
+    }
+)
+
+
+def check_backbone(name: str) -> None:
+    """Refuse at once what can be neither a preset, a folder nor a hub id.
+
+    Raises:
+        ConfigError: no such preset or folder.
+    """
+    looks_like_path = name.startswith((".", "/", "~"))
+    if name in PRESETS or Path(name).is_dir() or ("/" in name and not looks_like_path):
+        return
+    what = "no such folder" if looks_like_path else f"no such preset or folder{nearest(name, PRESETS)}"
+    raise ConfigError(
+        f"backbone {name!r}: {what}; presets: {', '.join(PRESETS)}; a hub id looks like owner/name"
+    )
