@@ -14,7 +14,6 @@ import fcntl
 import hashlib
 import importlib.metadata
 import json
-import logging
 import os
 import platform
 import shutil
@@ -32,8 +31,6 @@ MANIFEST = "manifest.json"
 _VERSIONED_LIBRARIES = (
     "lasar", "torch", "transformers", "accelerate", "numpy", "polars", "faiss-cpu", "sentence-transformers",
 )  # fmt: skip
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +85,6 @@ def run_stage(name: str, module: StageModule, recipe: Recipe) -> bool:
     fingerprint = stage_fingerprint(name, config, seed=recipe.seed, inputs=inputs, sources=sources)
     if is_up_to_date(run_dir / name, fingerprint):
         _remove_leftovers(run_dir, name, _scratch(run_dir, name, fingerprint))
-        logger.info("%s: up to date, skipped", name)
         return False
     with _exclusive(run_dir, name):
         # Again, now that nobody else can write: another process may just have finished an upstream stage.

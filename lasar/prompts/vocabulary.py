@@ -107,13 +107,6 @@ class Vocabulary:
         starts_L = self.first_code + self.codebook_size * np.arange(self.num_levels, dtype=np.int32)
         return np.asarray(codes_IL, dtype=np.int32) + starts_L
 
-    def token_names(self) -> list[str]:
-        """Names of the added tokens in id order: markers, then `<L_C>` for level L and code C."""
-        codes = [
-            f"<{level}_{code}>" for level in range(self.num_levels) for code in range(self.codebook_size)
-        ]
-        return [*MARKERS, *codes]
-
     def render_history(
         self,
         tokens_IL: NDArray[np.int32],

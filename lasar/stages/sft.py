@@ -122,9 +122,8 @@ def run(config: Config, context: StageContext) -> None:
             split_orders=config.split_orders,
         )  # fmt: skip
 
-    def loss(model: torch.nn.Module, batch: TreeBatch) -> tuple[torch.Tensor, dict[str, float]]:
-        result = tree_loss(model, batch, vocabulary=vocabulary, trie=ranker.trie)
-        return result.total, {}
+    def loss(model: torch.nn.Module, batch: TreeBatch) -> torch.Tensor:
+        return tree_loss(model, batch, vocabulary=vocabulary, trie=ranker.trie).total
 
     result = fit(
         backbone.model,

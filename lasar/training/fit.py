@@ -31,7 +31,7 @@ class SizedBatch(Protocol):
         """Number of loss terms."""
 
 
-LossFunction = Callable[[nn.Module, Any], tuple[Tensor, dict[str, float]]]
+LossFunction = Callable[[nn.Module, Any], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +113,7 @@ def fit(
         model: trained in place; ends with the best validated weights.
         plan: how to train.
         batches: epoch (from 0) to that epoch's batches; must be a pure function, equally long every epoch or nearly.
-        loss: (model, batch) to the loss summed over the batch's targets, and numbers to log.
+        loss: (model, batch) to the loss summed over the batch's targets.
         validate: model in evaluation mode to metrics; must not consume the global random state.
         checkpoint_dir: survives a kill; a later call with the same arguments continues from here.
         description: of the progress bar.
@@ -192,7 +192,7 @@ def _train_step(
     step_loss = 0.0
     for batch in group:
         with accelerator.autocast():
-            summed, _ = loss(model, batch)
+            summed = loss(model, batch)
         accelerator.backward(summed / targets)
         step_loss += summed.item()
     if not math.isfinite(step_loss):

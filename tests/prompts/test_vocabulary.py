@@ -17,8 +17,6 @@ def test_tokens_do_not_overlap():
     tokens = [PLAIN.pad, PLAIN.user, PLAIN.order, PLAIN.latent_start, PLAIN.latent_slot, PLAIN.latent_end]
     tokens += PLAIN.item_tokens(np.array([[c, c] for c in range(4)], np.int32)).flatten().tolist()
     assert sorted(tokens) == list(range(100, PLAIN.size))
-    assert len(PLAIN.token_names()) == PLAIN.size - 100
-    assert PLAIN.token_names()[PLAIN.level_start(1) + 2 - 100] == "<1_2>"
 
 
 def test_history_without_orders():
