@@ -8,6 +8,7 @@ nothing. No branching on N, full gradient through the chain.
 Legend: B batch, P branches per row, N latent steps (N_max the deepest), D hidden, V vocabulary.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,12 +29,13 @@ class Latents:
     Attributes:
         hidden_BPND: h_0 ... h_{N_max}, [B, P, N_max + 1, D].
         index_BPN: cache index of `<s>` and of every slot, [B, P, N_max + 1].
-        norm_ratio: mean norm of the fed-back vectors over the mean norm of token embeddings; 0 without steps.
+        norm_ratio: mean norm of the fed-back vectors over the mean norm of token embeddings, scalar; 0 without
+            steps.
     """
 
     hidden_BPND: Tensor
     index_BPN: Tensor
-    norm_ratio: float
+    norm_ratio: Tensor
 
     def tips_BP(self, depths_BP: Tensor) -> Tensor:
         """Cache index of the last slot of each branch at its own depth: the parent of its `<e>`."""
@@ -57,7 +59,13 @@ def start_reasoning(prefix: Prefix, parents_BP: Tensor, *, vocabulary: Vocabular
 
 
 def reason(
-    prefix: Prefix, h0_BPD: Tensor, start_BP: Tensor, *, num_steps: int, feedback: Feedback = "raw"
+    prefix: Prefix,
+    h0_BPD: Tensor,
+    start_BP: Tensor,
+    *,
+    num_steps: int,
+    feedback: Feedback = "raw",
+    widths: Sequence[int] | None = None,
 ) -> Latents:
     """Run the loop for `num_steps` steps, all branches of all rows in one forward call per step.
 
@@ -68,20 +76,23 @@ def reason(
         num_steps: steps of the deepest branch; 0 runs none.
         feedback: what slot t receives: `h_{t-1}` itself (Coconut), scaled to the mean norm of token embeddings, or
             the expected token embedding under the model's next-token distribution.
+        widths: how many columns still run at each step, where branches lie deepest first; all by default. States and
+            indices of a column that has stopped repeat its last ones.
     """
     states, indices = [h0_BPD], [start_BP]
-    ratios = []
     embedding_norm = input_table(prefix.model).detach().norm(dim=-1).mean()
-    for _ in range(num_steps):
-        fed_BPD = _fed_back(prefix.model, states[-1], embedding_norm, feedback)
-        ratios.append((fed_BPD.detach().norm(dim=-1).mean() / embedding_norm).item())
-        hidden_BPD, nodes = prefix.grow(indices[-1], inputs_embeds=fed_BPD)
-        states.append(hidden_BPD)
-        indices.append(nodes.index_BQ)
+    ratios = []
+    for step in range(num_steps):
+        width = h0_BPD.shape[1] if widths is None else widths[step]
+        fed_BPD = _fed_back(prefix.model, states[-1][:, :width], embedding_norm, feedback)
+        ratios.append(fed_BPD.detach().norm(dim=-1).mean() / embedding_norm)
+        hidden_BPD, nodes = prefix.grow(indices[-1][:, :width], inputs_embeds=fed_BPD)
+        states.append(torch.cat([hidden_BPD, states[-1][:, width:]], dim=1))
+        indices.append(torch.cat([nodes.index_BQ, indices[-1][:, width:]], dim=1))
     return Latents(
         hidden_BPND=torch.stack(states, dim=2),
         index_BPN=torch.stack(indices, dim=2),
-        norm_ratio=sum(ratios) / len(ratios) if ratios else 0.0,
+        norm_ratio=torch.stack(ratios).mean() if ratios else embedding_norm.new_zeros(()),
     )
 
 

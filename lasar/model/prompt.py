@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from lasar.model.backbone import trunk
-from lasar.model.tree import Nodes, Tree
+from lasar.model.tree import Nodes, Tree, with_trunk
 
 
 @dataclass
@@ -77,6 +77,44 @@ def encode_prompts(model: nn.Module, ids_BT: Tensor, lengths_B: Tensor) -> Prefi
         tip_B1=tree.trunk_ends_B1,
         hidden_B1D=hidden_BTD[rows_B, lengths_B - 1][:, None],
     )
+
+
+def encode_branched(
+    model: nn.Module, ids_BT: Tensor, lengths_B: Tensor, *, parents_BQ: Tensor, branch_ids_BQ: Tensor
+) -> tuple[Prefix, Tensor, Tensor, Nodes]:
+    """Compute prompts and a first generation of branches off them in one forward call.
+
+    Args:
+        model: as in `encode_prompts`.
+        ids_BT: prompts, padded on the right.
+        lengths_B: tokens of each prompt, at least 1.
+        parents_BQ: the token each branch token follows; see `Tree.grow`.
+        branch_ids_BQ: the branch tokens.
+
+    Returns:
+        The prefix (its tip is the end of each prompt), hidden states of the prompts [B, T, D] and of the branch
+        tokens [B, Q, D], and the branch nodes.
+    """
+    config: Any = model.config
+    cache = DynamicCache(config=config)
+    batch, width = ids_BT.shape
+    tree = Tree(lengths_B, width)
+    nodes = tree.grow(parents_BQ)
+    positions_T = torch.arange(width, device=ids_BT.device).expand(batch, -1)
+    hidden_BKD = _forward(
+        model,
+        input_ids=torch.cat([ids_BT, branch_ids_BQ], dim=1),
+        attention_mask=with_trunk(nodes, width)[:, None],
+        position_ids=torch.cat([positions_T, nodes.position_BQ], dim=1),
+        past_key_values=cache,
+        use_cache=True,
+    )
+    rows_B = torch.arange(batch, device=ids_BT.device)
+    prefix = Prefix(
+        model=model, tree=tree, cache=cache, tip_B1=tree.trunk_ends_B1,
+        hidden_B1D=hidden_BKD[rows_B, lengths_B - 1][:, None],
+    )  # fmt: skip
+    return prefix, hidden_BKD[:, :width], hidden_BKD[:, width:], nodes
 
 
 def _forward(model: nn.Module, **arguments: Any) -> Tensor:

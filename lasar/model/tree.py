@@ -99,6 +99,13 @@ class Tree:
         return seen, torch.where(on_trunk_BQ, parents_BQ, hung_position_BM.gather(1, row_BQ))
 
 
+def with_trunk(nodes: Nodes, width: int) -> Tensor:
+    """Mask of one call over whole trees, trunks and their first branches: [B, T + Q, K]."""
+    batch, _, keys = nodes.mask_BQK.shape
+    causal_TK = torch.ones((width, keys), dtype=torch.bool, device=nodes.mask_BQK.device).tril()
+    return torch.cat([causal_TK.expand(batch, -1, -1), nodes.mask_BQK], dim=1)
+
+
 def _widen(seen_BMK: Tensor, count: int) -> Tensor:
     return torch.nn.functional.pad(seen_BMK, (0, count))
 

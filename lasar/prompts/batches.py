@@ -90,10 +90,10 @@ def epoch_batches(
     rng = np.random.default_rng([seed, epoch])
     rows: list[_Row] = []
     for sequence in sequences:
-        for items, baskets in _windows(sequence, vocabulary.max_history, rng):
+        for items, baskets in windows(sequence, vocabulary.max_history, train_targets, rng):
             if vocabulary.orders:
-                items = _shuffle_orders(items, baskets, rng)
-                baskets = _split_orders(baskets, split_orders, rng)
+                items = shuffle_orders(items, baskets, rng)
+                baskets = split_orders_in_two(baskets, split_orders, rng)
                 rows.append(_order_row(items, baskets, tokens_IL, vocabulary, train_targets))
             else:
                 rows.append(_plain_row(items, baskets, tokens_IL, vocabulary, train_targets))
@@ -120,10 +120,17 @@ def bucket_by_length(lengths: Sequence[int], batch_tokens: int, rng: np.random.G
     return [groups[index] for index in rng.permutation(len(groups))]
 
 
-def _windows(
-    sequence: TrainSequence, width: int, rng: np.random.Generator
+def windows(
+    sequence: TrainSequence, width: int, train_targets: str, rng: np.random.Generator
 ) -> list[tuple[NDArray[np.int32], NDArray[np.int32]]]:
+    """Cut a history into pieces of at most `width` events, at a random phase; of `last` targets, the newest piece.
+
+    Returns:
+        Items and baskets of each piece, oldest first.
+    """
     count = len(sequence.items)
+    if train_targets == "last":
+        return [(sequence.items[-width:], sequence.baskets[-width:])]
     if count <= width:
         return [(sequence.items, sequence.baskets)]
     first = int(rng.integers(1, width + 1))
@@ -131,13 +138,17 @@ def _windows(
     return [(sequence.items[a:b], sequence.baskets[a:b]) for a, b in itertools.pairwise(cuts)]
 
 
-def _shuffle_orders(
+def shuffle_orders(
     items: NDArray[np.int32], baskets: NDArray[np.int32], rng: np.random.Generator
 ) -> NDArray[np.int32]:
+    """Items in random sequence within each order, [n]."""
     return items[np.lexsort((rng.random(len(items)), baskets))]
 
 
-def _split_orders(baskets: NDArray[np.int32], share: float, rng: np.random.Generator) -> NDArray[np.int32]:
+def split_orders_in_two(
+    baskets: NDArray[np.int32], share: float, rng: np.random.Generator
+) -> NDArray[np.int32]:
+    """New order numbers [n], a `share` of the orders of several items split in two at a random place."""
     opens = np.flatnonzero(np.diff(baskets, prepend=-1) != 0)
     sizes = np.diff(opens, append=len(baskets))
     cuts = opens + 1 + (rng.random(len(opens)) * (sizes - 1)).astype(np.int64)

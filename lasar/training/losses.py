@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from lasar.decoding.trie import Trie
 from lasar.model.backbone import head_rows, trunk
-from lasar.model.tree import Nodes, Tree
+from lasar.model.tree import Nodes, Tree, with_trunk
 from lasar.prompts.batches import TreeBatch
 from lasar.prompts.vocabulary import Vocabulary
 
@@ -47,7 +47,7 @@ def tree_loss(model: nn.Module, batch: TreeBatch, *, vocabulary: Vocabulary, tri
         tree = Tree(torch.from_numpy(batch.lengths_B).to(device), batch.trunk_width)
         nodes = tree.grow(torch.from_numpy(batch.parents_BM).to(device))
         options = {
-            "attention_mask": _whole_mask(nodes, batch.trunk_width),
+            "attention_mask": with_trunk(nodes, batch.trunk_width)[:, None],
             "position_ids": _positions(nodes, batch),
         }
     # Without branches the plain causal path is taken: padding lies on the right, where no real token looks.
@@ -59,12 +59,6 @@ def tree_loss(model: nn.Module, batch: TreeBatch, *, vocabulary: Vocabulary, tri
         model, hidden_BKD.flatten(0, 1)[sources_P], targets_P, items_P,
         vocabulary=vocabulary, trie=trie,
     )  # fmt: skip
-
-
-def _whole_mask(nodes: Nodes, width: int) -> Tensor:
-    batch, _, keys = nodes.mask_BQK.shape
-    causal_TK = torch.ones((width, keys), dtype=torch.bool, device=nodes.mask_BQK.device).tril()
-    return torch.cat([causal_TK.expand(batch, -1, -1), nodes.mask_BQK], dim=1)[:, None]
 
 
 def _positions(nodes: Nodes, batch: TreeBatch) -> Tensor:
