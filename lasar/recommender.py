@@ -10,16 +10,16 @@ from numpy.typing import NDArray
 
 from lasar.artifacts import content_hash, read_json
 from lasar.data.interactions import Interactions, ItemTable, load_user_ids
-from lasar.decoding.ranker import Ranker
+from lasar.decoding.ranker import Ranked, Ranker
 from lasar.errors import ArtifactError, ConfigError, UnknownItemError, nearest
-from lasar.model.backbone import best_device, load_backbone
-from lasar.prompts.vocabulary import Vocabulary
+from lasar.model.backbone import best_device
+from lasar.model.reasoner import Depth, load_reasoner
 from lasar.sid.catalog import SidCatalog
 
 Int32Array = NDArray[np.int32]
 History = Sequence[str | Sequence[str]]
 
-POLICY_STAGES = ("sft",)
+POLICY_STAGES = ("sft", "latent_sft")
 
 
 class Recommendation(NamedTuple):
@@ -88,10 +88,8 @@ class Recommender:
             ConfigError: the device does not exist.
         """
         catalog = SidCatalog.load(quantize)
-        vocabulary = Vocabulary.load(model / "vocabulary.json")
         _refuse_mismatch(model, quantize)
-        backbone = load_backbone(model / "model", device=_device(device))
-        ranker = Ranker(backbone, vocabulary=vocabulary, codes_IL=catalog.codes_IL)
+        ranker = Ranker(load_reasoner(model, device=_device(device)), codes_IL=catalog.codes_IL)
         return cls(ranker, items=ItemTable.load(prepare), prepare=prepare)
 
     def recommend(
@@ -103,6 +101,8 @@ class Recommender:
         allow: Sequence[str] | None = None,
         exclude_seen: bool = False,
         beam_width: int = 50,
+        depth: Depth = "auto",
+        seed: int = 0,
     ) -> list[Recommendation]:
         """Recommend the next items.
 
@@ -113,13 +113,15 @@ class Recommender:
             allow: if given, the only item ids to choose from.
             exclude_seen: never return an item of the history.
             beam_width: beams of the search (raised to `k` where smaller).
+            depth: latent steps before answering: `auto` (the model chooses), `sampled`, or a number, 0 for none.
+            seed: of a `sampled` depth.
 
         Returns:
             At most `k` recommendations, best first; fewer only if fewer items are allowed.
 
         Raises:
             UnknownItemError: an id is not in the catalogue; the message names the closest one.
-            ConfigError: `k` is below 1.
+            ConfigError: `k` is below 1, or the model was not trained for that depth.
         """
         for name, value in (("history", history), ("exclude", exclude), ("allow", allow)):
             if isinstance(value, str):
@@ -128,8 +130,9 @@ class Recommender:
         items = self._indices([item_id for order in orders for item_id in order])
         baskets = np.repeat(np.arange(len(orders), dtype=np.int32), [len(order) for order in orders])
         return self._recommend(
-            items, baskets, k, exclude=exclude, allow=allow, exclude_seen=exclude_seen, beam_width=beam_width
-        )
+            items, baskets, k, exclude=exclude, allow=allow, exclude_seen=exclude_seen, beam_width=beam_width,
+            depth=depth, seed=seed,
+        )  # fmt: skip
 
     def recommend_user(
         self,
@@ -140,6 +143,8 @@ class Recommender:
         allow: Sequence[str] | None = None,
         exclude_seen: bool = False,
         beam_width: int = 50,
+        depth: Depth = "auto",
+        seed: int = 0,
     ) -> list[Recommendation]:
         """Recommend for a user of the event log, from everything the user did; see `recommend`.
 
@@ -148,8 +153,9 @@ class Recommender:
         """
         items, baskets = self._user_history(user_id)
         return self._recommend(
-            items, baskets, k, exclude=exclude, allow=allow, exclude_seen=exclude_seen, beam_width=beam_width
-        )
+            items, baskets, k, exclude=exclude, allow=allow, exclude_seen=exclude_seen, beam_width=beam_width,
+            depth=depth, seed=seed,
+        )  # fmt: skip
 
     def user_history(self, user_id: str) -> list[list[str]]:
         """Item ids of a known user's orders, oldest first.
@@ -173,9 +179,13 @@ class Recommender:
         k: int,
         beam_width: int,
         exclude_seen: bool = False,
-    ) -> tuple[Int32Array, NDArray[np.float32]]:
+        depth: Depth = "auto",
+        seed: int = 0,
+    ) -> Ranked:
         """Rank by item index, many queries at once; see `Ranker.rank`."""
-        return self.ranker.rank(histories, baskets, k=k, beam_width=beam_width, exclude_seen=exclude_seen)
+        return self.ranker.rank(
+            histories, baskets, k=k, beam_width=beam_width, exclude_seen=exclude_seen, depth=depth, seed=seed
+        )
 
     def _recommend(
         self,
@@ -187,10 +197,12 @@ class Recommender:
         allow: Sequence[str] | None,
         exclude_seen: bool,
         beam_width: int,
+        depth: Depth,
+        seed: int,
     ) -> list[Recommendation]:
         if k < 1:
             raise ConfigError(f"k={k}: ask for at least 1 item")
-        items_QK, scores_QK = self.ranker.rank(
+        items_QK, scores_QK, _ = self.ranker.rank(
             [items],
             [baskets],
             k=k,
@@ -198,6 +210,8 @@ class Recommender:
             exclude_seen=exclude_seen,
             exclude=[self._indices(exclude)],
             allow=None if allow is None else [self._indices(allow)],
+            depth=depth,
+            seed=seed,
         )
         return [
             Recommendation(self.items.item_ids[item], self.items.titles[item], float(score))

@@ -3,37 +3,53 @@
 Legend: Q queries, K items returned, B batch, W beams.
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import PreTrainedModel
 
 from lasar.decoding.beam import beam_search
 from lasar.decoding.trie import ItemFilter, Trie
 from lasar.errors import ConfigError
 from lasar.model.prompt import encode_prompts
-from lasar.prompts.vocabulary import Vocabulary, pad_right
+from lasar.model.reasoner import Depth, LatentReasoner
+from lasar.prompts.vocabulary import pad_right
 
 Int32Array = NDArray[np.int32]
 
 
-class Ranker:
-    """A model, its vocabulary and a catalogue, ready to rank.
+class Ranked(NamedTuple):
+    """Ranked lists.
 
     Attributes:
-        model: the causal LM.
+        items_QK: item indices, -1 where fewer than K items are allowed.
+        scores_QK: summed log-probability of the item's codes.
+        depths_Q: latent steps taken before answering.
+    """
+
+    items_QK: Int32Array
+    scores_QK: NDArray[np.float32]
+    depths_Q: Int32Array
+
+
+class Ranker:
+    """A model that may reason, and a catalogue, ready to rank.
+
+    Attributes:
+        reasoner: the model.
         vocabulary: renders histories.
         trie: the catalogue.
     """
 
-    def __init__(self, model: PreTrainedModel, *, vocabulary: Vocabulary, codes_IL: Int32Array) -> None:
+    def __init__(self, reasoner: LatentReasoner, *, codes_IL: Int32Array) -> None:
         """Build the trie on the model's device."""
-        self.model = model
-        self.vocabulary = vocabulary
-        self.tokens_IL = vocabulary.item_tokens(codes_IL)
-        self.trie = Trie(codes_IL, device=model.device)
+        self.reasoner = reasoner
+        self.vocabulary = reasoner.vocabulary
+        self.tokens_IL = self.vocabulary.item_tokens(codes_IL)
+        self.trie = Trie(codes_IL, device=reasoner.backbone.device)
 
     @torch.no_grad()
     def rank(
@@ -46,9 +62,11 @@ class Ranker:
         exclude_seen: bool = False,
         exclude: Sequence[Int32Array] | None = None,
         allow: Sequence[Int32Array] | None = None,
+        depth: Depth = "auto",
+        seed: int = 0,
         batch_size: int = 32,
         advance: Callable[[int], None] | None = None,
-    ) -> tuple[Int32Array, NDArray[np.float32]]:
+    ) -> Ranked:
         """Rank the catalogue for every history; the next item opens a new order.
 
         Args:
@@ -59,27 +77,27 @@ class Ranker:
             exclude_seen: forbid the items of the history.
             exclude: forbidden item indices of each query.
             allow: the only permitted item indices of each query.
+            depth: latent steps before answering; see `LatentReasoner.think`.
+            seed: of depths that are `sampled`; a query's draw depends on its history, not on its batch.
             batch_size: queries decoded together.
             advance: called with the number of queries done after each batch.
 
-        Returns:
-            items [Q, K] (-1 where fewer than K items are allowed) and scores [Q, K] (summed log-probabilities).
-
         Raises:
-            ConfigError: `k` exceeds `beam_width`.
+            ConfigError: `k` exceeds `beam_width`, or the model was not trained for that depth.
         """
         if k > beam_width:
             raise ConfigError(f"k={k} exceeds beam_width={beam_width}; raise the beam width or lower k")
         count = len(histories)
         items_QK = np.full((count, k), -1, dtype=np.int32)
         scores_QK = np.full((count, k), -np.inf, dtype=np.float32)
+        depths_Q = np.zeros(count, dtype=np.int32)
         rows = [
             self.vocabulary.render_history(self.tokens_IL, history, basket, open_order=True)
             for history, basket in zip(histories, baskets, strict=True)
         ]
         filters = _filter_lists(histories, exclude_seen=exclude_seen, exclude=exclude, allow=allow)
         order = np.argsort([len(row) for row in rows], kind="stable")
-        device = self.model.device
+        device = self.trie.item_of_leaf.device
         for start in range(0, count, batch_size):
             batch = order[start : start + batch_size]
             ids_BT, lengths_B = pad_right([rows[i] for i in batch], self.vocabulary.pad)
@@ -87,21 +105,33 @@ class Ranker:
             if filters is not None:
                 listed, allowing = filters
                 item_filter = ItemFilter(self.trie, items=[listed[i] for i in batch], allow=allowing)
+            prompts = encode_prompts(
+                self.reasoner.backbone,
+                torch.from_numpy(ids_BT).to(device),
+                torch.from_numpy(lengths_B).to(device),
+            )
+            uniform_B = torch.tensor([_uniform(rows[i], seed) for i in batch], device=device)
+            thought = self.reasoner.think(prompts, depth=depth, uniform_B=uniform_B)
             beams = beam_search(
-                encode_prompts(
-                    self.model, torch.from_numpy(ids_BT).to(device), torch.from_numpy(lengths_B).to(device)
-                ),
+                thought.prefix,
                 vocabulary=self.vocabulary,
                 trie=self.trie,
                 beam_width=beam_width,
                 item_filter=item_filter,
             )
+            depths_Q[batch] = thought.depths_B.cpu().numpy()
             width = min(k, beams.items_BW.shape[1])
             items_QK[batch, :width] = beams.items_BW[:, :width].cpu().numpy()
             scores_QK[batch, :width] = beams.scores_BW[:, :width].cpu().numpy()
             if advance is not None:
                 advance(len(batch))
-        return items_QK, scores_QK
+        return Ranked(items_QK, scores_QK, depths_Q)
+
+
+def _uniform(tokens: Int32Array, seed: int) -> float:
+    """A uniform random number in [0, 1) that is a function of a history and the seed."""
+    digest = hashlib.blake2b(tokens.tobytes(), digest_size=8, salt=seed.to_bytes(16, "little", signed=True))
+    return int.from_bytes(digest.digest(), "little") / 2**64
 
 
 def _filter_lists(

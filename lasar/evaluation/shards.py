@@ -11,31 +11,31 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from lasar.data.interactions import EvalCases
+from lasar.decoding.ranker import Ranked
 from lasar.evaluation.metrics import Items
 from lasar.progress import progress
 
-Ranked = tuple[Items, NDArray[np.float32]]
 Rank = Callable[[list[Items], list[Items]], Ranked]
 
 _BATCHES_PER_SHARD = 8
 
 
 def rank_in_shards(
-    rank: Rank, cases: EvalCases, *, k: int, batch_size: int, scratch: Path, description: str
+    rank: Rank, cases: EvalCases, *, k: int, batch_size: int, scratch: Path, name: str
 ) -> Ranked:
     """Rank all cases, equally long histories together.
 
     Args:
-        rank: called with the histories and baskets of one batch; returns items and scores, at most k columns.
+        rank: called with the histories and baskets of one batch; returns items, scores (at most k columns) and depths.
         cases: the users.
         k: length of the lists.
         batch_size: users per call.
         scratch: finished shards are kept here and reused; only for the same cases, model and batch size.
-        description: of the progress bar.
+        name: of the method; on the progress bar and in the shards' file names.
 
     Returns:
-        Items int32 `[Q, K]` (-1 where there is none) and scores float32 `[Q, K]` (-inf there), in the order
-        of `cases`.
+        Items int32 `[Q, K]` (-1 where there is none), scores float32 `[Q, K]` (-inf there) and depths, in the
+        order of `cases`.
 
     Raises:
         ValueError: `rank` returned another number of rows, or more than k columns.
@@ -44,26 +44,33 @@ def rank_in_shards(
     order = np.argsort([len(history) for history in cases.histories], kind="stable")
     items_QK = np.full((len(cases), k), -1, dtype=np.int32)
     scores_QK = np.full((len(cases), k), -np.inf, dtype=np.float32)
+    depths_Q = np.zeros(len(cases), dtype=np.int32)
     shards = list(_slices(order, batch_size * _BATCHES_PER_SHARD))
-    files = [scratch / f"ranked-{number:05d}.safetensors" for number in range(len(shards))]
+    files = [scratch / f"{name}-{number:05d}.safetensors" for number in range(len(shards))]
     finished = sum(len(shard) for shard, file in zip(shards, files, strict=True) if file.exists())
-    with progress(description, total=len(cases), start=finished, unit="users") as advance:
+    with progress(f"ranking with {name}", total=len(cases), start=finished, unit="users") as advance:
         for shard, file in zip(shards, files, strict=True):
             if file.exists():
                 stored = load_file(file)
                 items_QK[shard], scores_QK[shard] = stored["items"], stored["scores"]
+                depths_Q[shard] = stored["depths"]
                 continue
             for batch in _slices(shard, batch_size):
-                items, scores = rank([cases.histories[q] for q in batch], [cases.baskets[q] for q in batch])
+                items, scores, depths = rank(
+                    [cases.histories[q] for q in batch], [cases.baskets[q] for q in batch]
+                )
                 if items.shape[0] != len(batch) or items.shape[1] > k or items.shape != scores.shape:
                     raise ValueError(f"ranked {items.shape} items for {len(batch)} users and k = {k}")
                 items_QK[batch, : items.shape[1]] = items
                 scores_QK[batch, : items.shape[1]] = scores
+                depths_Q[batch] = depths
                 advance(len(batch))
             partial = file.with_suffix(".partial")
-            save_file({"items": items_QK[shard], "scores": scores_QK[shard]}, partial)
+            save_file(
+                {"items": items_QK[shard], "scores": scores_QK[shard], "depths": depths_Q[shard]}, partial
+            )
             partial.replace(file)
-    return items_QK, scores_QK
+    return Ranked(items_QK, scores_QK, depths_Q)
 
 
 def _slices(indices: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:

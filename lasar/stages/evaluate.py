@@ -6,27 +6,50 @@ and `examples.json`. The model ranks in shards kept in the scratch folder, so a 
 Shapes: Q users, K rank positions.
 """
 
-import dataclasses
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import pydantic
+from numpy.typing import NDArray
 from rich.console import Console
-from rich.table import Table
 
 from lasar.artifacts import StageContext, read_json, write_json
+from lasar.baselines.tuned import Baseline, rank_with_baseline
 from lasar.config import StageConfig
 from lasar.data.interactions import SPLIT_TEST, SPLIT_VALID, EvalCases, Interactions, ItemTable, load_user_ids
 from lasar.errors import DataError
+from lasar.evaluation.depth import by_chosen_depth, compare_depths, seconds_by_depth
 from lasar.evaluation.examples import choose_examples
 from lasar.evaluation.metrics import CUTOFFS, Items, user_metrics
-from lasar.evaluation.shards import Rank, Ranked, rank_in_shards
+from lasar.evaluation.shards import rank_in_shards
 from lasar.evaluation.slices import by_history_length, by_target_popularity
 from lasar.evaluation.summary import exposure, paired_differences, per_user_table, with_intervals
+from lasar.evaluation.summary_view import print_metrics
 
-Baseline = Literal["popularity", "transitions", "cooccurrence"]
+if TYPE_CHECKING:
+    from lasar.decoding.ranker import Ranked
+    from lasar.model.reasoner import Depth
+
+    Rank = Callable[[list[Items], list[Items], Depth], Ranked]
+
+Lists = tuple[Items, NDArray[np.float32]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Depths(StageConfig):
+    """How the latent steps of a model that reasons are chosen and studied."""
+
+    choice: Literal["auto", "sampled"] | Annotated[int, pydantic.Field(ge=0)] = "auto"
+    """Depth of the main result: the most probable one, one drawn from the Policy Head, or a number for everybody."""
+    forced: tuple[Annotated[int, pydantic.Field(ge=0)], ...] = ()
+    """Depths to force on the same users beside it; 0 answers without reasoning."""
+    users: Annotated[int, pydantic.Field(ge=1)] = 2000
+    """Users (chosen by the seed) on whom depths are forced."""
+    timed_users: Annotated[int, pydantic.Field(ge=0)] = 0
+    """Users of the batch that is timed at every forced depth; 0 measures no time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +58,10 @@ class Config(StageConfig):
 
     model: str = "sft"
     """The stage whose model is evaluated; it names the method in every table."""
+    also: tuple[str, ...] = ()
+    """Other stages whose models are evaluated beside it, on the same users."""
+    depth: Depths = field(default_factory=Depths)
+    """Latent steps of a model that reasons."""
     split: Literal["valid", "test"] = "test"
     """Which held-out events are the targets."""
     k: Annotated[int, pydantic.Field(ge=5)] = 20
@@ -61,7 +88,7 @@ class Config(StageConfig):
 
 def inputs(config: Config) -> tuple[str, ...]:
     """Artifacts read."""
-    return ("prepare", "quantize", config.model)
+    return ("prepare", "quantize", *config.also, config.model)
 
 
 def sources(config: Config) -> tuple[Path, ...]:
@@ -81,22 +108,23 @@ def run(config: Config, context: StageContext) -> None:
     if config.max_users is not None:
         cases = cases.subset(config.max_users, context.seed)
 
-    ranker = _model_ranker(config, context)
-    ranked = {
-        config.model: rank_in_shards(
-            ranker,
-            cases,
-            k=config.k,
-            batch_size=config.batch_size,
-            scratch=context.scratch,
-            description=f"ranking with {config.model}",
+    ranks = {stage: _ranker(stage, config, context) for stage in (config.model, *config.also)}
+    found = {
+        stage: _ranked(
+            rank, cases, config.depth.choice if stage == config.model else "auto", config, context, stage
         )
+        for stage, rank in ranks.items()
     }
+    ranked: dict[str, Lists] = {stage: lists[:2] for stage, lists in found.items()}
+    depths_Q = found[config.model].depths_Q
     settings = {}
     for name in config.baselines:
         if name == "cooccurrence" and not interactions.has_orders:
             continue  # without orders of several items it is the same counting as transitions
-        ranked[name], settings[name] = _rank_baseline(name, interactions, cases, config, context.seed)
+        ranked[name], settings[name] = rank_with_baseline(
+            name, interactions, cases, k=config.k, exclude_seen=config.exclude_seen,
+            tuning_users=config.tuning_users, seed=context.seed,
+        )  # fmt: skip
 
     cutoffs = tuple(cutoff for cutoff in CUTOFFS if cutoff <= config.k)
     main_k = max(cutoff for cutoff in cutoffs if cutoff <= 10)
@@ -112,21 +140,23 @@ def run(config: Config, context: StageContext) -> None:
         "dataset": summary["dataset"],
         "split_kind": interactions.split_kind,
         "train_targets": interactions.train_targets,
-        "split": config.split,
+        **{name: getattr(config, name) for name in ("split", "model", "k", "beam_width", "exclude_seen")},
         "num_users": len(cases),
         "num_items": interactions.num_items,
         "mean_targets": float(np.mean([len(target) for target in cases.targets])),
-        "model": config.model,
-        "k": config.k,
         "main_k": main_k,
-        "beam_width": config.beam_width,
-        "exclude_seen": config.exclude_seen,
         "methods": with_intervals(per_user, samples=config.bootstrap_samples, seed=context.seed),
         "settings": settings,
         "paired": paired_differences(
             per_user, config.model, metrics=main, samples=config.bootstrap_samples, seed=context.seed
         ),
         **exposure(lists, cutoffs=cutoffs, num_items=interactions.num_items),
+        "depth": {
+            "choice": config.depth.choice,
+            "mean": float(depths_Q.mean()),
+            "by_chosen": by_chosen_depth(depths_Q, per_user[config.model], metrics=main),
+            "forced": _forced(ranks[config.model], cases, config, context, main),
+        },
         "slices": {
             "history_length": by_history_length(lengths, per_user, metrics=main),
             "target_popularity": by_target_popularity(cases.targets, train_counts, lists, k=main_k),
@@ -137,83 +167,53 @@ def run(config: Config, context: StageContext) -> None:
         context.output / "per_user.parquet", compression="zstd"
     )
     examples = choose_examples(
-        cases,
-        ranked[config.model],
-        ItemTable.load(context.inputs["prepare"]),
-        load_user_ids(context.inputs["prepare"]),
-        count=config.num_examples,
-        seed=context.seed,
-    )
+        cases, ranked[config.model], ItemTable.load(context.inputs["prepare"]),
+        load_user_ids(context.inputs["prepare"]), count=config.num_examples, seed=context.seed,
+    )  # fmt: skip
     write_json(context.output / "examples.json", examples)
 
 
 def show(folder: Path, console: Console) -> None:
-    """Print the metrics with their intervals, and the model against each baseline."""
-    metrics = read_json(folder / "metrics.json")
-    k = metrics["main_k"]
-    several = metrics["split_kind"] in ("last_basket", "temporal")
-    hit = "any-hit HR" if several else "HR"
-    table = Table(
-        title=f"{metrics['dataset']}, {metrics['split']} split ({metrics['split_kind']}), "
-        f"{metrics['num_users']:,} users, {metrics['num_items']:,} items, 95 % intervals",
-        title_justify="left",
-    )
-    names = {f"hr@{k}": f"{hit}@{k}", f"ndcg@{k}": f"NDCG@{k}", "mrr": "MRR"}
-    if several:
-        names[f"recall@{k}"] = f"Recall@{k}"
-    table.add_column("method", no_wrap=True)
-    for title in names.values():
-        table.add_column(title, justify="right", no_wrap=True)
-    for method, values in metrics["methods"].items():
-        ends = {name: values["ci"][name] for name in names}
-        table.add_row(method, *(f"{values[name]:.4f}" for name in names))
-        table.add_row("", *(f"{low:.4f}-{high:.4f}" for low, high in ends.values()), style="dim")
-    console.print(table)
-    if "cooccurrence" in metrics["methods"]:
-        console.print("transitions: what followed in later orders; cooccurrence: also what shared an order")
-    for baseline, comparison in metrics["paired"].items():
-        for name, value in comparison.items():
-            console.print(
-                f"{metrics['model']} - {baseline}: {names.get(name, name)} {value['difference']:+.4f} "
-                f"[{value['low']:+.4f}, {value['high']:+.4f}], p = {value['p_holm']:.3g} (Holm)",
-                highlight=False,
-            )
+    """Print the metrics with their intervals, and the model against each of the others."""
+    print_metrics(read_json(folder / "metrics.json"), console)
 
 
-def _model_ranker(config: Config, context: StageContext) -> Rank:
+def _ranker(stage: str, config: Config, context: StageContext) -> "Rank":
+    """One trained model as a function of users and depth."""
     from lasar.recommender import Recommender
 
     recommender = Recommender.from_artifacts(
-        prepare=context.inputs["prepare"],
-        quantize=context.inputs["quantize"],
-        model=context.inputs[config.model],
+        prepare=context.inputs["prepare"], quantize=context.inputs["quantize"], model=context.inputs[stage],
         device=config.device,
-    )
-
-    def rank(histories: list[Items], baskets: list[Items]) -> Ranked:
-        return recommender.rank(
-            histories, baskets, k=config.k, beam_width=config.beam_width, exclude_seen=config.exclude_seen
-        )
-
-    return rank
+    )  # fmt: skip
+    return lambda histories, baskets, depth: recommender.rank(
+        histories, baskets, k=config.k, beam_width=config.beam_width, exclude_seen=config.exclude_seen,
+        depth=depth, seed=context.seed,
+    )  # fmt: skip
 
 
-def _rank_baseline(
-    name: str, interactions: Interactions, cases: EvalCases, config: Config, seed: int
-) -> tuple[Ranked, dict[str, Any]]:
-    """Fit a baseline on the events the model was trained on, rank, and say with which settings."""
-    from lasar.baselines.popularity import Popularity
-    from lasar.baselines.transitions import tune_transitions
+def _ranked(
+    rank: "Rank", cases: EvalCases, depth: "Depth", config: Config, context: StageContext, name: str
+) -> "Ranked":
+    return rank_in_shards(
+        lambda histories, baskets: rank(histories, baskets, depth),
+        cases, k=config.k, batch_size=config.batch_size, scratch=context.scratch, name=name,
+    )  # fmt: skip
 
-    sequences, num_items = interactions.train_sequences(), interactions.num_items
-    if name == "popularity":
-        popularity = Popularity().fit(sequences, num_items)
-        return popularity.recommend(
-            cases.histories, cases.baskets, config.k, exclude_seen=config.exclude_seen
-        ), {}
-    valid = interactions.cases(SPLIT_VALID).subset(config.tuning_users, seed)
-    transitions = tune_transitions(
-        sequences, num_items, valid, exclude_seen=config.exclude_seen, same_basket=name == "cooccurrence"
-    )
-    ranked = transitions.recommend(cases.histories, cases.baskets, config.k, exclude_seen=config.exclude_seen)
-    return ranked, dataclasses.asdict(transitions.settings)
+
+def _forced(
+    rank: "Rank", cases: EvalCases, config: Config, context: StageContext, metrics: tuple[str, ...]
+) -> list[dict[str, Any]]:
+    """Forced depths against the chosen one on a subset of the users; times go to a file of their own."""
+    study = config.depth
+    if not study.forced:
+        return []
+    subset, depths = cases.subset(study.users, context.seed), (study.choice, *study.forced)
+    if study.timed_users:
+        timed = cases.subset(study.timed_users, context.seed)
+        seconds = seconds_by_depth(lambda depth: rank(timed.histories, timed.baskets, depth), depths)
+        write_json(context.output / "latency.json", {"users": len(timed), "seconds": seconds})
+    return compare_depths(
+        lambda depth: _ranked(rank, subset, depth, config, context, f"{config.model} at depth {depth}"),
+        subset.targets, depths, metrics=metrics, samples=config.bootstrap_samples, seed=context.seed,
+    )  # fmt: skip

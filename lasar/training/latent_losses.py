@@ -17,6 +17,7 @@ from torch.nn import functional
 from lasar.decoding.trie import Trie
 from lasar.model.latent import Feedback, Latents, reason
 from lasar.model.prompt import Prefix, encode_branched
+from lasar.model.tree import chains
 from lasar.prompts.latent_batches import LatentBatch
 from lasar.prompts.vocabulary import Vocabulary
 from lasar.training.losses import CodeLoss, code_loss
@@ -161,14 +162,13 @@ def _answer_loss(
     rows, answers, levels = answers_BAL.shape
     branches, first = tips_BP.shape[1], prefix.tree.num_keys
     plain_BP = tips_BP < 0
-    # Tokens of this call: <e> of branch p is token p, code l of answer a is token P + a * (L - 1) + l.
+    # Tokens of this call: <e> of branch p is token p; then the codes of every answer but the last, a chain each.
     end_BP = (first + torch.arange(branches, device=device)).expand(rows, -1)
-    number_AL = first + branches + torch.arange(answers * (levels - 1), device=device).view(answers, -1)
-    after_BA = torch.where(plain_BP, openings_BP, end_BP).gather(1, branch_BA)
-    chain_BAL = torch.cat([after_BA[..., None], number_AL[:, :-1].expand(rows, -1, -1)], dim=2)
-    parents_BQ = torch.cat(
-        [torch.where(plain_BP, openings_BP, tips_BP), chain_BAL[..., : levels - 1].flatten(1)], dim=1
-    )
+    parents_BQ = torch.where(plain_BP, openings_BP, tips_BP)
+    if levels > 1:
+        after_BA = torch.where(plain_BP, openings_BP, end_BP).gather(1, branch_BA)
+        codes_BQ = chains(after_BA, length=levels - 1, first=first + branches)
+        parents_BQ = torch.cat([parents_BQ, codes_BQ], dim=1)
     ends_BP = torch.full_like(tips_BP, vocabulary.latent_end)
     hidden_BQD, _ = prefix.grow(
         parents_BQ, input_ids=torch.cat([ends_BP, answers_BAL[..., :-1].flatten(1)], dim=1)

@@ -1,6 +1,7 @@
 """Losses over semantic-ID codes.
 
-Legend: B batch, T trunk tokens, M branch tokens, K = T + M, D hidden, L levels, C codebook, P predictions.
+Legend: B batch, T trunk tokens, M branch tokens, K = T + M, D hidden, L levels, C codebook, P predictions,
+R rows of one level, M children.
 """
 
 from dataclasses import dataclass
@@ -75,45 +76,74 @@ def code_loss(
     vocabulary: Vocabulary,
     trie: Trie,
 ) -> CodeLoss:
-    """Cross-entropy of code tokens given the hidden states that predict them, one row each; see `tree_loss`."""
-    sums, counts = [], []
-    for level in range(vocabulary.num_levels):
-        start = vocabulary.level_start(level)
-        chosen_P = (targets_P >= start) & (targets_P < start + vocabulary.codebook_size)
-        counts.append(int(chosen_P.sum()))
-        if vocabulary.normalise == "trie":
-            sums.append(_trie_loss(model, hidden_PD, targets_P, items_P, chosen_P, level, vocabulary, trie))
-            continue
-        picked = chosen_P.nonzero()[:, 0]
-        first, last = vocabulary.normaliser(level)
-        logits_PC = hidden_PD[picked] @ head_rows(model, first, last).T
-        sums.append(functional.cross_entropy(logits_PC.float(), targets_P[picked] - first, reduction="sum"))
-    by_level = torch.stack(sums)
-    return CodeLoss(total=by_level.sum(), by_level=by_level.detach(), counts=torch.tensor(counts))
+    """Sum of `code_nll`, in all and of each level; see `tree_loss`."""
+    nll_P = code_nll(model, hidden_PD, targets_P, items_P, vocabulary=vocabulary, trie=trie)
+    level_P = (targets_P - vocabulary.first_code) // vocabulary.codebook_size
+    by_level = torch.zeros(vocabulary.num_levels, device=nll_P.device)
+    by_level.index_add_(0, level_P, nll_P.detach())
+    counts = torch.bincount(level_P, minlength=vocabulary.num_levels)
+    return CodeLoss(total=nll_P.sum(), by_level=by_level, counts=counts.cpu())
 
 
-def _trie_loss(
+def code_nll(
     model: nn.Module,
     hidden_PD: Tensor,
     targets_P: Tensor,
     items_P: Tensor,
-    chosen_P: Tensor,
-    level: int,
+    *,
     vocabulary: Vocabulary,
     trie: Trie,
 ) -> Tensor:
+    """Negative log-likelihood of code tokens given the hidden states that predict them, [P], fp32.
+
+    Normalised as `vocabulary.normalise` says, the same way beam search scores.
+
+    Args:
+        model: owns the output head.
+        hidden_PD: hidden states after the final norm, one row per prediction.
+        targets_P: the code token to be predicted.
+        items_P: the item it belongs to; its codes before this one are the prefix in the trie.
+        vocabulary: token ids of the levels.
+        trie: the catalogue, on the same device.
+    """
+    rows, values = [], []
+    for level in range(vocabulary.num_levels):
+        start = vocabulary.level_start(level)
+        row = ((targets_P >= start) & (targets_P < start + vocabulary.codebook_size)).nonzero()[:, 0]
+        if vocabulary.normalise == "trie":
+            row, nll = _trie_nll(model, hidden_PD, targets_P, items_P, row, level, vocabulary, trie)
+        else:
+            first, last = vocabulary.normaliser(level)
+            logits_PC = hidden_PD[row] @ head_rows(model, first, last).T
+            nll = functional.cross_entropy(logits_PC.float(), targets_P[row] - first, reduction="none")
+        rows.append(row)
+        values.append(nll)
+    return torch.zeros(len(targets_P), device=hidden_PD.device).index_copy(
+        0, torch.cat(rows), torch.cat(values)
+    )
+
+
+def _trie_nll(
+    model: nn.Module,
+    hidden_PD: Tensor,
+    targets_P: Tensor,
+    items_P: Tensor,
+    row_R: Tensor,
+    level: int,
+    vocabulary: Vocabulary,
+    trie: Trie,
+) -> tuple[Tensor, Tensor]:
     # Where the prefix leaves one choice the loss is zero: those positions are not even computed.
     nodes_P = trie.prefix_LI[level][items_P.clamp(min=0)]
     child_start = trie.levels[level].child_start
-    picked = (chosen_P & (child_start[nodes_P + 1] - child_start[nodes_P] > 1)).nonzero()[:, 0]
-    if len(picked) == 0:
-        return hidden_PD.new_zeros((), dtype=torch.float32)
+    num_children_R = child_start[nodes_P[row_R] + 1] - child_start[nodes_P[row_R]]
+    row_R = row_R[num_children_R > 1]
+    if len(row_R) == 0:
+        return row_R, hidden_PD.new_zeros(0, dtype=torch.float32)
     start = vocabulary.level_start(level)
-    logits_PC = (hidden_PD[picked] @ head_rows(model, start, start + vocabulary.codebook_size).T).float()
-    child_PM, real_PM = trie.children(level, nodes_P[picked][None])
-    code_PM, real_PM = trie.levels[level + 1].code[child_PM[0]], real_PM[0]
-    logprobs_PM = logits_PC.gather(1, code_PM).masked_fill(~real_PM, -torch.inf).log_softmax(-1)
-    hit_PM = (code_PM == (targets_P[picked] - start)[:, None]) & real_PM
-    target_P = hit_PM.int().argmax(1)
-    nll_P = -logprobs_PM.gather(1, target_P[:, None])[:, 0]
-    return nll_P.sum()
+    logits_RC = (hidden_PD[row_R] @ head_rows(model, start, start + vocabulary.codebook_size).T).float()
+    child_RM, real_RM = trie.children(level, nodes_P[row_R][None])
+    code_RM, real_RM = trie.levels[level + 1].code[child_RM[0]], real_RM[0]
+    logprobs_RM = logits_RC.gather(1, code_RM).masked_fill(~real_RM, -torch.inf).log_softmax(-1)
+    hit_RM = (code_RM == (targets_P[row_R] - start)[:, None]) & real_RM
+    return row_R, -logprobs_RM.gather(1, hit_RM.int().argmax(1, keepdim=True))[:, 0]

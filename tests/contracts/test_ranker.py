@@ -8,6 +8,7 @@ from lasar.baselines.transitions import Transitions
 from lasar.data.interactions import TrainSequence
 from lasar.decoding.ranker import Ranker
 from lasar.model.backbone import build_preset
+from lasar.model.reasoner import LatentReasoner, ReasoningSettings
 from lasar.prompts.vocabulary import Vocabulary
 
 NUM_ITEMS, K = 15, 10
@@ -33,18 +34,28 @@ def queries():
 class Model:
     """The language model behind the baselines' interface; untrained, which the contract does not mind."""
 
+    settings = ReasoningSettings(max_depth=0, fixed_depth=0)
+
     def fit(self, sequences, num_items):
         vocabulary = Vocabulary(num_levels=2, codebook_size=8, orders=True)
         codes = np.stack([np.arange(num_items) // 8, np.arange(num_items) % 8], axis=1).astype(np.int32)
         model = build_preset("tiny", vocabulary=vocabulary, seed=0).eval()
-        self.ranker = Ranker(model, vocabulary=vocabulary, codes_IL=codes)
+        self.ranker = Ranker(
+            LatentReasoner(model, vocabulary=vocabulary, settings=self.settings).eval(), codes_IL=codes
+        )
         return self
 
     def recommend(self, histories, baskets, k, **options):
-        return self.ranker.rank(histories, baskets, k=k, beam_width=max(k, 20), **options)
+        return self.ranker.rank(histories, baskets, k=k, beam_width=max(k, 20), **options)[:2]
 
 
-RANKERS = {"popularity": Popularity, "transitions": Transitions, "model": Model}
+class ReasoningModel(Model):
+    """The same model, thinking as long as an untrained Policy Head says."""
+
+    settings = ReasoningSettings(max_depth=3, head_width=8)
+
+
+RANKERS = {"popularity": Popularity, "transitions": Transitions, "model": Model, "reasoning": ReasoningModel}
 
 
 @pytest.fixture(params=sorted(RANKERS))

@@ -23,6 +23,7 @@ from lasar.decoding.trie import ItemFilter, Trie
 from lasar.errors import ConfigError
 from lasar.model.backbone import build_preset
 from lasar.model.prompt import encode_prompts
+from lasar.model.reasoner import without_reasoning
 from lasar.prompts.vocabulary import Vocabulary, pad_right
 
 VOCABULARY = Vocabulary(num_levels=3, codebook_size=5, normalise="trie")
@@ -209,13 +210,13 @@ def test_filters_never_leak_and_never_starve(num_items, seed, listed, allow):
 
 def test_ranker_does_not_depend_on_batching():
     codes = random_codes(50, seed=9)
-    ranker = Ranker(MODELS["llama"], vocabulary=VOCABULARY, codes_IL=codes)
+    ranker = Ranker(without_reasoning(MODELS["llama"], vocabulary=VOCABULARY), codes_IL=codes)
     rng = np.random.default_rng(0)
     histories = [rng.integers(0, 50, n).astype(np.int32) for n in (0, 9, 3, 3, 1, 6, 2)]
     baskets = [np.arange(len(h), dtype=np.int32) for h in histories]
     together = ranker.rank(histories, baskets, k=10, beam_width=20, exclude_seen=True, batch_size=4)
     for row, (history, basket) in enumerate(zip(histories, baskets, strict=True)):
-        items, scores = ranker.rank([history], [basket], k=10, beam_width=20, exclude_seen=True)
+        items, scores, _ = ranker.rank([history], [basket], k=10, beam_width=20, exclude_seen=True)
         assert items[0].tolist() == together[0][row].tolist()
         np.testing.assert_allclose(scores[0], together[1][row], atol=1e-5)
         assert not set(items[0].tolist()) & set(history.tolist())
@@ -223,9 +224,9 @@ def test_ranker_does_not_depend_on_batching():
 
 def test_ranker_combines_allow_and_exclude():
     codes = random_codes(50, seed=9)
-    ranker = Ranker(MODELS["preset"], vocabulary=VOCABULARY, codes_IL=codes)
+    ranker = Ranker(without_reasoning(MODELS["preset"], vocabulary=VOCABULARY), codes_IL=codes)
     empty = np.zeros(0, np.int32)
-    items, _ = ranker.rank(
+    items, *_ = ranker.rank(
         [empty], [empty], k=5, beam_width=10,
         allow=[np.array([1, 2, 3], np.int32)], exclude=[np.array([2], np.int32)],
     )  # fmt: skip
@@ -233,7 +234,9 @@ def test_ranker_combines_allow_and_exclude():
 
 
 def test_k_above_beam_width_is_refused():
-    ranker = Ranker(MODELS["preset"], vocabulary=VOCABULARY, codes_IL=random_codes(5, seed=0))
+    ranker = Ranker(
+        without_reasoning(MODELS["preset"], vocabulary=VOCABULARY), codes_IL=random_codes(5, seed=0)
+    )
     with pytest.raises(ConfigError, match=r"k=20 exceeds beam_width=10"):
         ranker.rank([], [], k=20, beam_width=10)
 

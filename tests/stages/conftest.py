@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 
 from lasar.artifacts import FORMAT_VERSION, file_sha256, write_json
+from lasar.decoding.ranker import Ranked
 
 NUM_USERS, NUM_ITEMS = 60, 40
 
@@ -99,7 +100,7 @@ class FakeRecommender:
         assert (prepare.name, quantize.name, model.name, device) == ("prepare", "quantize", "sft", "auto")
         return cls()
 
-    def rank(self, histories, baskets, *, k, beam_width, exclude_seen=False):
+    def rank(self, histories, baskets, *, k, beam_width, exclude_seen=False, depth="auto", seed=0):
         """Follow the planted rule for odd starts only."""
         if self.fail_after is not None and len(self.calls) >= self.fail_after:
             raise KeyboardInterrupt
@@ -114,7 +115,9 @@ class FakeRecommender:
                 ranked = ranked[~np.isin(ranked, history)]
             items[row, : len(ranked)] = ranked
             scores[row, : len(ranked)] = -np.arange(len(ranked))
-        return items, scores
+        # By itself it thinks as long as the history; forced, as it is told.
+        chosen = [len(history) for history in histories] if depth == "auto" else [depth] * len(histories)
+        return Ranked(items, scores, np.array(chosen, np.int32))
 
 
 @pytest.fixture

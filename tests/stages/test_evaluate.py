@@ -158,7 +158,7 @@ def test_a_model_that_returns_too_many_rows_is_a_defect(sequence_run, fake_recom
     monkeypatch.setattr(
         fake_recommender,
         "rank",
-        lambda self, h, b, **_: (np.zeros((1, 20), np.int32), np.zeros((1, 20), np.float32)),
+        lambda self, h, b, **_: (np.zeros((1, 20), np.int32), np.zeros((1, 20), np.float32), np.zeros(1)),
     )
     with pytest.raises(ValueError, match="60 users"):
         run(sequence_run)
@@ -183,3 +183,24 @@ def test_no_test_event_is_named(sequence_run, fake_recommender):
 def test_wrong_config_is_named(values, message):
     with pytest.raises(ConfigError, match=message):
         parse_section(evaluate.Config, values, where="evaluate")
+
+
+def test_depths_are_studied_on_the_same_users(sequence_run, fake_recommender):
+    run(sequence_run, depth={"forced": [0, 3], "users": 40, "timed_users": 5})
+    depth = read_json(sequence_run / "evaluate" / "metrics.json")["depth"]
+    lengths = pl.read_parquet(sequence_run / "evaluate" / "per_user.parquet").filter(
+        pl.col("method") == "sft"
+    )
+    assert depth["mean"] == pytest.approx(lengths["history_length"].mean())  # the stand-in's own choice
+    assert sum(row["num_users"] for row in depth["by_chosen"]) == len(lengths)
+    for row in depth["by_chosen"]:
+        mine = lengths.filter(pl.col("history_length") == row["depth"])
+        assert row["num_users"] == len(mine)
+        assert row["hr@10"] == pytest.approx(mine["hr@10"].mean())
+    # Its lists do not depend on depth, so every difference is exactly zero.
+    assert [(row["depth"], row["num_users"], row["ndcg@10_minus_chosen"]) for row in depth["forced"]] == [
+        (0, 40, [0, 0, 0]), (3, 40, [0, 0, 0])
+    ]  # fmt: skip
+    latency = read_json(sequence_run / "evaluate" / "latency.json")
+    assert latency["users"] == 5
+    assert set(latency["seconds"]) == {"auto", "0", "3"}

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from lasar.data.interactions import EvalCases, Interactions
+from lasar.decoding.ranker import Ranked
 from lasar.training.validation import validation_metrics
 
 
@@ -13,7 +14,7 @@ class Scripted:
 
     def rank(self, histories, baskets, **options):
         self.asked = options
-        return self.items, np.zeros(self.items.shape, np.float32)
+        return Ranked(self.items, np.zeros(self.items.shape, np.float32), np.array([1, 4], np.int32))
 
 
 def test_means_over_users():
@@ -25,7 +26,7 @@ def test_means_over_users():
     )
     ranker = Scripted([[5, 7], [5, 7]])
     metrics = validation_metrics(ranker, cases, exclude_seen=True, beam_width=4, k=2)
-    assert metrics == {"hr@2": 0.5, "ndcg@2": pytest.approx(0.5 / np.log2(3))}
+    assert metrics == {"hr@2": 0.5, "ndcg@2": pytest.approx(0.5 / np.log2(3)), "mean_depth": 2.5}
     assert ranker.asked["exclude_seen"] is True
     assert ranker.asked["beam_width"] == 4
 

@@ -1,0 +1,245 @@
+"""latent_sft: Stage 2 of the paper, reason in hidden states before answering.
+
+Every prefix of every training history becomes a branch: `<s>`, as many latent steps as its rationale has segments,
+`<e>`, the answer. The loss is the answer's cross-entropy, plus the distance of every latent step to its anchor, plus
+the Policy Head's cross-entropy against the depth (paper section 3). Starts from the Stage-1 checkpoint.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import pydantic
+from rich.console import Console
+from rich.table import Table
+
+from lasar.artifacts import StageContext, read_json, write_json
+from lasar.config import StageConfig
+from lasar.errors import ConfigError
+from lasar.stages.sft import Validation
+
+if TYPE_CHECKING:
+    from lasar.data.interactions import EvalCases
+    from lasar.decoding.ranker import Ranker
+    from lasar.model.reasoner import LatentReasoner
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loop(StageConfig):
+    """The latent loop and the Policy Head."""
+
+    depth: Literal["rationale"] | Annotated[int, pydantic.Field(ge=0)] = "rationale"
+    """Latent steps: as many as the row's rationale has segments, chosen by the Policy Head afterwards; or a fixed
+    number, 0 for none (the control: Stage 1 trained on)."""
+    feedback: Literal["raw", "norm_matched", "soft_token"] = "raw"
+    """What a slot receives: the hidden state before it, the same scaled to the norm of token embeddings, or the
+    expected token embedding."""
+    markers: Literal["opening", "mean"] = "opening"
+    """Where `<s>` and `<e>` start: at the embedding of what usually precedes an answer, or at the mean embedding."""
+    head_width: Annotated[int, pydantic.Field(ge=1)] = 256
+    """Hidden width of the Policy Head."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(StageConfig):
+    """How to train Stage 2."""
+
+    loop: Loop = field(default_factory=Loop)
+    """The latent loop and the Policy Head."""
+    alignment: Literal["kl", "mse", "cosine", "none"] = "kl"
+    """Distance of a latent step to its anchor; `kl` is the paper's, bidirectional, over the hidden dimensions."""
+    alignment_share: Annotated[float, pydantic.Field(ge=0)] = 0.2
+    """Alignment term as a share of the cross-entropy at the start; fixes its weight (the paper's alpha)."""
+    depth_weight: Annotated[float, pydantic.Field(ge=0)] = 0.1
+    """Weight of the Policy Head's cross-entropy (the paper's beta)."""
+    epochs: Annotated[int, pydantic.Field(ge=1)] = 4
+    """Passes over the training histories."""
+    learning_rate: Annotated[float, pydantic.Field(gt=0)] = 6e-4
+    """Peak learning rate; a tenth of Stage 1's is the paper's choice for a pre-trained model (5e-5)."""
+    weight_decay: Annotated[float, pydantic.Field(ge=0)] = 0.1
+    """AdamW weight decay of matrices."""
+    dropout: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.15
+    """Of embeddings and residual branches; 0 suits a pre-trained model."""
+    batch_tokens: Annotated[int, pydantic.Field(ge=16)] = 8192
+    """Tokens per batch, branches and padding included."""
+    accumulate: Annotated[int, pydantic.Field(ge=1)] = 1
+    """Batches per optimizer step."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """Autocast type."""
+    ema_decay: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.0
+    """Decay of the running average of weights that is validated and kept; 0 is off."""
+    split_orders: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.5
+    """Share of orders that are split in two at random, each epoch anew; only data with orders has any."""
+    probe_users: Annotated[int, pydantic.Field(ge=1)] = 300
+    """Training users on which the loop is measured after every epoch."""
+    validation: Validation = field(default_factory=Validation)
+    """How the best epoch is found."""
+
+
+def inputs(config: Config) -> tuple[str, ...]:
+    """Upstream stages."""
+    return ("prepare", "quantize", "sft", "anchor")
+
+
+def sources(config: Config) -> tuple[Path, ...]:
+    """Files read outside the run folder: none."""
+    return ()
+
+
+def run(config: Config, context: StageContext) -> None:
+    """Train, keep the best epoch on validation N@10, save model, Policy Head and settings."""
+    import torch
+
+    from lasar.cot.anchors import AnchorStore
+    from lasar.data.interactions import SPLIT_VALID, Interactions
+    from lasar.decoding.ranker import Ranker
+    from lasar.model.reasoner import save_reasoner
+    from lasar.prompts.latent_batches import LatentBatch, latent_batches
+    from lasar.sid.catalog import SidCatalog
+    from lasar.training.fit import FitPlan, fit, write_curve
+    from lasar.training.latent_losses import aligned_steps, depth_loss, latent_pass, per_sample
+    from lasar.training.latent_probe import probe
+    from lasar.training.validation import answer_nll, validation_metrics
+
+    interactions = Interactions.load(context.inputs["prepare"])
+    catalog = SidCatalog.load(context.inputs["quantize"])
+    store = AnchorStore.load(context.inputs["anchor"])
+    reasoner = _initial_reasoner(config, context, max_depth=store.max_depth)
+    depth = reasoner.settings.fixed_depth
+    counts_R = store.num_steps(store.user_index_R, store.basket_R)
+    typical_depth = max(1, round(float(counts_R[counts_R > 0].mean()))) if counts_R.any() else 1
+    sequences = interactions.train_sequences()
+    valid = interactions.cases(SPLIT_VALID).subset(config.validation.users, context.seed)
+    ranker = Ranker(reasoner, codes_IL=catalog.codes_IL)
+
+    def fetch(index_S: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(store.vectors_AD[index_S.numpy()])
+
+    def batches_of(chosen: list[Any], *, epoch: int, split_orders: float) -> list[LatentBatch]:
+        return latent_batches(
+            chosen, ranker.tokens_IL, vocabulary=reasoner.vocabulary, steps=store.steps, max_depth=store.max_depth,
+            depth=depth, fallback_depth=typical_depth, batch_tokens=config.batch_tokens,
+            train_targets=interactions.train_targets, seed=context.seed, epoch=epoch, split_orders=split_orders,
+        )  # fmt: skip
+
+    sample = batches_of(sequences[:: max(1, len(sequences) // config.probe_users)], epoch=0, split_orders=0.0)
+
+    def measure() -> dict[str, float]:
+        found = probe(reasoner, sample, trie=ranker.trie, fetch=fetch, alignment=config.alignment)
+        nll = answer_nll(ranker, valid)
+        return {"nll": nll} | {f"probe_{name}": value for name, value in found.items()}
+
+    def validate(_: torch.nn.Module) -> dict[str, float]:
+        ranking = validation_metrics(ranker, valid, exclude_seen=not interactions.has_repeats)
+        return ranking | measure()
+
+    start = {"stage1_nll": answer_nll(ranker, valid, depth=0)} | measure()
+    trained_share = config.alignment_share if config.alignment != "none" else 0.0
+    alpha = trained_share * start["probe_ce"] / start.get("probe_alignment", 1.0)
+
+    def loss(_: torch.nn.Module, batch: LatentBatch) -> torch.Tensor:
+        done = latent_pass(
+            reasoner.backbone, batch, vocabulary=reasoner.vocabulary, trie=ranker.trie,
+            feedback=reasoner.settings.feedback,
+        )  # fmt: skip
+        total = done.codes.total
+        if alpha:
+            weights_BP = torch.from_numpy(batch.weights_BP).to(total.device)
+            total = total + alpha * per_sample(
+                *aligned_steps(done.latents, batch, fetch, kind=config.alignment), weights_BP
+            )
+        if depth is None and reasoner.policy_head is not None:
+            logits_BPN = reasoner.policy_head(done.latents.hidden_BPND[:, :, 0])
+            total = total + config.depth_weight * depth_loss(logits_BPN, batch)
+        return total
+
+    result = fit(
+        reasoner,
+        plan=FitPlan(
+            epochs=config.epochs, learning_rate=config.learning_rate, weight_decay=config.weight_decay,
+            accumulate=config.accumulate, precision=config.precision, ema_decay=config.ema_decay,
+            patience=config.validation.patience, seed=context.seed,
+        ),
+        batches=lambda epoch: batches_of(sequences, epoch=epoch, split_orders=config.split_orders),
+        loss=loss,
+        validate=validate,
+        checkpoint_dir=context.scratch / "checkpoint",
+        description="latent_sft",
+    )  # fmt: skip
+    save_reasoner(reasoner, context.output)
+    write_curve(context.output / "curve.jsonl", result.curve)
+    write_json(
+        context.output / "metrics.json",
+        {
+            "best_epoch": result.best_epoch,
+            "valid_ndcg@10": result.best_metric,
+            "validation_users": len(valid),
+            "teacher": read_json(context.inputs["anchor"] / "summary.json")["teacher"],
+            "alignment": config.alignment,
+            "alpha": alpha,
+            "start": start,
+            "end": measure(),
+            "valid_depths": _histogram(ranker, valid, store.max_depth),
+        },
+    )
+
+
+def _initial_reasoner(config: Config, context: StageContext, *, max_depth: int) -> "LatentReasoner":
+    import torch
+
+    from lasar.model.backbone import add_residual_dropout, best_device, load_backbone
+    from lasar.model.reasoner import LatentReasoner, ReasoningSettings, place_markers
+    from lasar.prompts.vocabulary import Vocabulary
+
+    fixed = None if config.loop.depth == "rationale" else config.loop.depth
+    if fixed is not None and fixed > max_depth:
+        raise ConfigError(
+            f"latent_sft.loop.depth={fixed}: the anchors are for at most {max_depth} steps (anchor.max_depth)"
+        )
+    folder = context.inputs["sft"]
+    backbone = load_backbone(folder / "model", device=best_device())
+    vocabulary = Vocabulary.load(folder / "vocabulary.json")
+    add_residual_dropout(backbone, config.dropout)
+    place_markers(backbone, vocabulary, how=config.loop.markers)
+    settings = ReasoningSettings(
+        max_depth=max_depth,
+        head_width=config.loop.head_width,
+        feedback=config.loop.feedback,
+        fixed_depth=fixed,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(context.seed)
+        return LatentReasoner(backbone, vocabulary=vocabulary, settings=settings).eval()
+
+
+def show(folder: Path, console: Console) -> None:
+    """Print how Stage 2 began, how it ended, and which depths it chooses."""
+    metrics = read_json(folder / "metrics.json")
+    start, end = metrics["start"], metrics["end"]
+    table = Table(title=f"latent_sft: Stage 2, rationales by {metrics['teacher']}", title_justify="left")
+    for column in ("", "start", "best epoch"):
+        table.add_column(column, justify="left" if not column else "right")
+    table.add_row("validation nats per item without latents (Stage 1)", f"{start['stage1_nll']:.3f}", "")
+    table.add_row("validation nats per item", f"{start['nll']:.3f}", f"{end['nll']:.3f}")
+    for name, label in (
+        ("probe_alignment", "distance of a step to its anchor"),
+        ("probe_depth_accuracy", "depth accuracy on training rows"),
+        ("probe_norm_ratio", "norm fed back / token embedding"),
+    ):
+        if name in end:
+            table.add_row(label, f"{start[name]:.3f}", f"{end[name]:.3f}")
+    table.add_row(
+        f"validation N@10 ({metrics['validation_users']:,} users)", "", f"{metrics['valid_ndcg@10']:.4f}"
+    )
+    console.print(table)
+    total = sum(metrics["valid_depths"]) or 1
+    shares = [f"{depth}: {count / total:.0%}" for depth, count in enumerate(metrics["valid_depths"]) if count]
+    console.print(f"depth chosen on validation users: {', '.join(shares)}", highlight=False)
+
+
+def _histogram(ranker: "Ranker", cases: "EvalCases", max_depth: int) -> list[int]:
+    """How many validation users get each depth, 0 ... N_max."""
+    import numpy as np
+
+    depths_Q = ranker.rank(cases.histories, cases.baskets, k=1, beam_width=1).depths_Q
+    return [int(count) for count in np.bincount(depths_Q, minlength=max_depth + 1)]
