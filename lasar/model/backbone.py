@@ -44,6 +44,7 @@ def build_backbone(
     dropout: float,
     lora_rank: int,
     seed: int,
+    text_size: int = 0,
 ) -> Backbone:
     """A preset with random weights, or a pre-trained causal LM with an extended vocabulary.
 
@@ -57,9 +58,11 @@ def build_backbone(
         dropout: of every residual branch while training (presets only).
         lora_rank: rank of LoRA adapters (pre-trained models only); 0 trains all weights.
         seed: of random weights.
+        text_size: text tokens that the model is to read and write; a preset gets that many, a pre-trained model
+            must have them.
 
     Raises:
-        ConfigError: no such preset or model, or LoRA on a preset.
+        ConfigError: no such preset or model, a model without that many tokens, or LoRA on a preset.
         MissingExtraError: LoRA without peft.
     """
     sizes: dict[str, Any] = {
@@ -69,15 +72,20 @@ def build_backbone(
     if name in PRESETS:
         if lora_rank:
             raise ConfigError(
-                f"sft.lora_rank={lora_rank}: preset {name!r} has no pre-trained weights to adapt; set 0"
+                f"sft.weights.lora_rank={lora_rank}: preset {name!r} has no pre-trained weights to adapt; set 0"
             )
-        vocabulary = Vocabulary(**sizes)
+        vocabulary = Vocabulary(base_size=text_size, **sizes)
         return Backbone(
             model=build_preset(name, vocabulary=vocabulary, seed=seed, dropout=dropout), vocabulary=vocabulary
         )
     check_backbone(name)
     model = _load_pretrained(name)
     base_size = input_table(model).shape[0]
+    if text_size > base_size:
+        raise ConfigError(
+            f"sft.backbone: {name}: its tokenizer has {text_size:,} tokens and its model {base_size:,}; "
+            f"give a folder whose tokenizer.json belongs to the model, or no sft.text.tasks"
+        )
     vocabulary = Vocabulary(base_size=base_size, **sizes)
     _extend_embeddings(model, vocabulary.size)
     if lora_rank:
@@ -111,7 +119,7 @@ def build_preset(preset: str, *, vocabulary: Vocabulary, seed: int, dropout: flo
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Qwen3ForCausalLM(config)
-    _add_residual_dropout(model, dropout)
+    add_residual_dropout(model, dropout)
     return model
 
 
@@ -216,7 +224,8 @@ def num_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _add_residual_dropout(model: PreTrainedModel, probability: float) -> None:
+def add_residual_dropout(model: PreTrainedModel, probability: float) -> None:
+    """Drop parts of the embeddings and of every residual branch while training; 0 changes nothing."""
     # Hugging Face decoders have attention dropout only, which does little for models this small and forces a slow
     # attention path on CPUs.
     if probability <= 0.0:

@@ -14,7 +14,7 @@ and what comes next; one that does not is about an item::
 Only what stands behind the bar is predicted. Legend: B batch, T tokens, P predictions, L levels, I items.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
@@ -157,6 +157,11 @@ TASKS: Mapping[str, Task] = MappingProxyType(
 )
 
 
+def asked_sources(tasks: Iterable[str]) -> set[Source]:
+    """The kinds of rows that tasks are made from."""
+    return {TASKS[name].source for name in tasks}
+
+
 @dataclass(frozen=True, kw_only=True)
 class TextBatch:
     """Prompts and targets of several tasks as one padded block.
@@ -217,10 +222,10 @@ def text_batches(
     return [_stack([rendered[index] for index in group], render.vocabulary) for group in groups]
 
 
-def shares(weights: Mapping[str, float], total: int) -> dict[str, int]:
+def shares(weights: Mapping[TaskName, float], total: int) -> dict[str, int]:
     """Divide `total` rows by weight, by largest remainder: the counts sum to `total`."""
     exact = {name: total * weight / sum(weights.values()) for name, weight in weights.items()}
-    counts = {name: int(value) for name, value in exact.items()}
+    counts: dict[str, int] = {name: int(value) for name, value in exact.items()}
     by_remainder = sorted(exact, key=lambda name: counts[name] - exact[name])
     for name in by_remainder[: total - sum(counts.values())]:
         counts[name] += 1

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from lasar.errors import ArtifactError, ConfigError
 

@@ -2,9 +2,10 @@
 
 Plain next-code training over whole histories: one pass over a user trains every prefix. The backbone is a preset from
 scratch or any Hugging Face causal LM. Validation is the real task, ranking by beam search, and the best epoch is kept.
-Left out of the paper: nothing; the language-alignment tasks of LC-Rec and OneRec-Think are not part of it.
+Beyond the paper: text tasks (of LC-Rec and OneRec-Think) may stand among the histories; they are off by default.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -15,6 +16,7 @@ from rich.table import Table
 
 from lasar.artifacts import StageContext, read_json, write_json
 from lasar.config import StageConfig
+from lasar.prompts.text_tasks import TaskName, asked_sources, shares
 
 if TYPE_CHECKING:
     from lasar.model.backbone import Backbone
@@ -32,13 +34,37 @@ class Validation(StageConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Weights(StageConfig):
+    """Where the weights start, and which of them are trained."""
+
+    code_init: Literal["vectors", "random"] = "vectors"
+    """Start a preset's code embeddings where the codes lie in item-vector space, or at random."""
+    lora_rank: Annotated[int, pydantic.Field(ge=0)] = 0
+    """Rank of LoRA adapters on a pre-trained backbone (merged when saved); 0 trains all weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text(StageConfig):
+    """Text tasks among the histories."""
+
+    tasks: dict[TaskName, Annotated[float, pydantic.Field(gt=0)]] = field(default_factory=dict)
+    """Text tasks and their weights, for example {sid_to_title: 1, title_to_sid: 1}; without any, text is off."""
+    rows_per_epoch: Annotated[int, pydantic.Field(ge=1)] = 10_000
+    """Prompts of all tasks together in every epoch, divided by weight."""
+    vocabulary: Annotated[int, pydantic.Field(ge=256)] = 2048
+    """Tokens of a preset's own byte-level BPE; a pre-trained backbone brings its tokenizer."""
+    max_tokens: Annotated[int, pydantic.Field(ge=1)] = 256
+    """Longer texts are cut."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config(StageConfig):
     """How to train Stage 1."""
 
     backbone: str = "1m"
     """A preset trained from scratch (tiny, 1m, 4m, 12m), or the path or hub id of a causal LM."""
-    code_init: Literal["vectors", "random"] = "vectors"
-    """Start a preset's code embeddings where the codes lie in item-vector space, or at random."""
+    weights: Weights = field(default_factory=Weights)
+    """Where the weights start, and which of them are trained."""
     epochs: Annotated[int, pydantic.Field(ge=1)] = 20
     """Passes over the training histories."""
     learning_rate: Annotated[float, pydantic.Field(gt=0)] = 3e-3
@@ -60,17 +86,18 @@ class Config(StageConfig):
     """Autocast type."""
     ema_decay: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.0
     """Decay of the running average of weights that is validated and kept; 0 is off."""
-    lora_rank: Annotated[int, pydantic.Field(ge=0)] = 0
-    """Rank of LoRA adapters on a pre-trained backbone (merged when saved); 0 trains all weights."""
     split_orders: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.5
     """Share of orders that are split in two at random, each epoch anew; only data with orders has any."""
+    text: Text = field(default_factory=Text)
+    """Text tasks among the histories."""
     validation: Validation = field(default_factory=Validation)
     """How the best epoch is found."""
 
 
 def inputs(config: Config) -> tuple[str, ...]:
     """Upstream stages."""
-    return ("prepare", "embed", "quantize")
+    extra = ("rationalize",) if "rationales" in asked_sources(config.text.tasks) else ()
+    return ("prepare", "embed", "quantize", *extra)
 
 
 def sources(config: Config) -> tuple[Path, ...]:
@@ -92,37 +119,43 @@ def run(config: Config, context: StageContext) -> None:
 
     from lasar.data.interactions import SPLIT_VALID, Interactions
     from lasar.decoding.ranker import Ranker
-    from lasar.model.backbone import (
-        best_device,
-        move,
-        num_parameters,
-        save_backbone,
-    )
+    from lasar.model.backbone import best_device, move, num_parameters, save_backbone
+    from lasar.model.reasoner import without_reasoning
     from lasar.prompts.batches import TreeBatch, epoch_batches
+    from lasar.prompts.text_tasks import TextBatch
     from lasar.sid.catalog import SidCatalog
     from lasar.training.fit import FitPlan, fit, write_curve
     from lasar.training.losses import tree_loss
+    from lasar.training.text_loss import text_loss
+    from lasar.training.text_sources import load_text
     from lasar.training.validation import validation_metrics
 
     interactions = Interactions.load(context.inputs["prepare"])
     catalog = SidCatalog.load(context.inputs["quantize"])
-    backbone = _initial_backbone(config, context, catalog, orders=interactions.split_kind == "last_basket")
+    text = load_text(
+        context.inputs, num_rows=shares(config.text.tasks, config.text.rows_per_epoch), backbone=config.backbone,
+        vocabulary_size=config.text.vocabulary, max_tokens=config.text.max_tokens, seed=context.seed,
+        batch_tokens=config.batch_tokens,
+    )  # fmt: skip
+    orders, text_size = interactions.split_kind == "last_basket", text.size if text else 0
+    backbone = _initial_backbone(config, context, catalog, orders=orders, text_size=text_size)
     vocabulary = backbone.vocabulary
     tokens_IL = vocabulary.item_tokens(catalog.codes_IL)
     sequences = interactions.train_sequences()
     valid = interactions.cases(SPLIT_VALID).subset(config.validation.users, context.seed)
-    device = best_device()
-    move(backbone.model, device)
-    ranker = Ranker(backbone.model, vocabulary=vocabulary, codes_IL=catalog.codes_IL)
+    move(backbone.model, best_device())
+    ranker = Ranker(without_reasoning(backbone.model, vocabulary=vocabulary), codes_IL=catalog.codes_IL)
 
-    def batches(epoch: int) -> list[TreeBatch]:
-        return epoch_batches(
-            sequences, tokens_IL, vocabulary=vocabulary, batch_tokens=config.batch_tokens,
-            train_targets=interactions.train_targets, seed=context.seed, epoch=epoch,
-            split_orders=config.split_orders,
+    def batches(epoch: int) -> Sequence[TreeBatch | TextBatch]:
+        histories = epoch_batches(
+            sequences, tokens_IL, vocabulary=vocabulary, batch_tokens=config.batch_tokens, epoch=epoch,
+            train_targets=interactions.train_targets, seed=context.seed, split_orders=config.split_orders,
         )  # fmt: skip
+        return text.among(histories, vocabulary, tokens_IL, epoch=epoch) if text else histories
 
-    def loss(model: torch.nn.Module, batch: TreeBatch) -> torch.Tensor:
+    def loss(model: torch.nn.Module, batch: TreeBatch | TextBatch) -> torch.Tensor:
+        if isinstance(batch, TextBatch):
+            return text_loss(model, batch, vocabulary=vocabulary, trie=ranker.trie)
         return tree_loss(model, batch, vocabulary=vocabulary, trie=ranker.trie).total
 
     result = fit(
@@ -132,28 +165,26 @@ def run(config: Config, context: StageContext) -> None:
             accumulate=config.accumulate, precision=config.precision, ema_decay=config.ema_decay,
             patience=config.validation.patience, seed=context.seed,
         ),
-        batches=batches,
-        loss=loss,
+        batches=batches, loss=loss,
         validate=lambda model: validation_metrics(ranker, valid, exclude_seen=not interactions.has_repeats),
-        checkpoint_dir=context.scratch / "checkpoint",
-        description="sft",
+        checkpoint_dir=context.scratch / "checkpoint", description="sft",
     )  # fmt: skip
     save_backbone(backbone, context.output)
+    if text:
+        text.tokenizer.save(context.output)
     write_curve(context.output / "curve.jsonl", result.curve)
-    write_json(
-        context.output / "metrics.json",
-        {
-            "best_epoch": result.best_epoch,
-            "valid_ndcg@10": result.best_metric,
-            "validation_users": len(valid),
-            "parameters": num_parameters(backbone.model),
-            "training_targets": sum(batch.num_targets for batch in batches(0)) // catalog.num_levels,
-        },
-    )
+    targets = sum(batch.num_targets for batch in batches(0) if isinstance(batch, TreeBatch))
+    facts = {
+        "best_epoch": result.best_epoch, "valid_ndcg@10": result.best_metric,
+        "validation_users": len(valid),
+        "parameters": num_parameters(backbone.model),
+        "training_targets": targets // catalog.num_levels, **(text.facts() if text else {}),
+    }  # fmt: skip
+    write_json(context.output / "metrics.json", facts)
 
 
 def _initial_backbone(
-    config: Config, context: StageContext, catalog: "SidCatalog", *, orders: bool
+    config: Config, context: StageContext, catalog: "SidCatalog", *, orders: bool, text_size: int
 ) -> "Backbone":
     import torch
     from safetensors.numpy import load_file
@@ -163,17 +194,11 @@ def _initial_backbone(
     from lasar.sid.code_vectors import code_vectors
 
     backbone = build_backbone(
-        config.backbone,
-        num_levels=catalog.num_levels,
-        codebook_size=catalog.codebook_size,
-        orders=orders,
-        max_history=config.max_history,
-        normalise=config.loss_vocab,
-        dropout=config.dropout,
-        lora_rank=config.lora_rank,
-        seed=context.seed,
-    )
-    if config.backbone in PRESETS and config.code_init == "vectors":
+        config.backbone, num_levels=catalog.num_levels, codebook_size=catalog.codebook_size, orders=orders,
+        max_history=config.max_history, normalise=config.loss_vocab, dropout=config.dropout,
+        lora_rank=config.weights.lora_rank, seed=context.seed, text_size=text_size,
+    )  # fmt: skip
+    if config.backbone in PRESETS and config.weights.code_init == "vectors":
         embeddings = load_file(context.inputs["embed"] / "embeddings.safetensors")["item_embeddings"]
         vectors = code_vectors(embeddings, catalog.codes_IL, codebook_size=catalog.codebook_size)
         place_codes(backbone.model, backbone.vocabulary, torch.from_numpy(vectors))
@@ -186,6 +211,8 @@ def show(folder: Path, console: Console) -> None:
     table = Table(title="sft: Stage 1", show_header=False)
     table.add_row("parameters", f"{metrics['parameters']:,}")
     table.add_row("training targets per epoch", f"{metrics['training_targets']:,}")
+    for task, count in metrics.get("text_rows_per_epoch", {}).items():
+        table.add_row(f"text rows per epoch: {task}", f"{count:,}")
     table.add_row("best epoch", str(metrics["best_epoch"]))
     table.add_row(
         f"validation N@10 ({metrics['validation_users']:,} users)", f"{metrics['valid_ndcg@10']:.4f}"

@@ -83,6 +83,19 @@ def test_vocabulary_extension_keeps_the_language_model(pretrained):
     torch.testing.assert_close(rows[50:], rows[:50].mean(0).expand(22, -1))
 
 
+def test_a_preset_gets_text_tokens_below_its_markers():
+    plain, reading = build("tiny"), build("tiny", text_size=300)
+    assert plain.vocabulary.base_size == 0
+    assert reading.vocabulary.base_size == 300
+    assert reading.model.get_input_embeddings().weight.shape[0] == 300 + plain.vocabulary.size
+
+
+def test_a_pretrained_model_must_have_the_tokens_of_its_tokenizer(pretrained):
+    assert build(str(pretrained), text_size=40).vocabulary.base_size == 50
+    with pytest.raises(ConfigError, match="tokenizer has 51 tokens and its model 50"):
+        build(str(pretrained), text_size=51)
+
+
 def test_saved_model_reloads_in_plain_transformers(pretrained, tmp_path):
     backbone = build(str(pretrained))
     save_backbone(backbone, tmp_path)

@@ -1,0 +1,122 @@
+import json
+import re
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from safetensors.numpy import save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from lasar.artifacts import StageContext
+from lasar.config import parse_section
+from lasar.errors import ConfigError
+from lasar.prompts.text_tokens import TextTokenizer
+from lasar.prompts.vocabulary import Vocabulary
+from lasar.sid.catalog import SidCatalog
+from lasar.stages import sft
+
+NUM_ITEMS = 40
+
+
+def config(**values):
+    small = {"backbone": "tiny", "epochs": 1, "batch_tokens": 512, "precision": "fp32", "dropout": 0.0}
+    return parse_section(sft.Config, {**small, "validation": {"users": 5}, **values}, where="recipe: sft")
+
+
+ALIGN = {"tasks": {"sid_to_title": 1, "title_to_sid": 3}, "rows_per_epoch": 20, "vocabulary": 270}
+
+
+@pytest.fixture
+def train(sequence_run, tmp_path):
+    """Run the stage on the shop of conftest.py, with made-up codes, vectors and rationales."""
+    codes_IL = np.stack(np.divmod(np.arange(NUM_ITEMS), 8), axis=1)
+    SidCatalog(codes_IL, 8).save(sequence_run / "quantize")
+    for folder in ("embed", "rationalize"):
+        (sequence_run / folder).mkdir()
+    vectors = np.random.default_rng(0).normal(size=(NUM_ITEMS, 6)).astype(np.float32)
+    save_file({"item_embeddings": vectors}, sequence_run / "embed" / "embeddings.safetensors")
+    first = pl.read_parquet(sequence_run / "prepare" / "interactions.parquet").filter(split=0, basket=0)
+    first.select("user_index", "basket", text=pl.lit("Tea comes next."), outcome=pl.lit("ok")).write_parquet(
+        sequence_run / "rationalize" / "rationales.parquet"
+    )
+
+    def run(name, **values):
+        settings = config(**values)
+        output, scratch = tmp_path / name, tmp_path / f".{name}"
+        output.mkdir()
+        scratch.mkdir()
+        inputs = {stage: sequence_run / stage for stage in sft.inputs(settings)}
+        sft.run(settings, StageContext(stage="sft", seed=0, inputs=inputs, output=output, scratch=scratch))
+        return output
+
+    return run
+
+
+def files(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_text_is_off_by_default(train):
+    plain = train("plain")
+    assert files(plain) == files(train("off", text={"rows_per_epoch": 7}))
+    assert not (plain / "text_tokenizer.json").exists()
+    assert Vocabulary.load(plain / "vocabulary.json").base_size == 0
+    assert not any("text" in key for key in json.loads((plain / "metrics.json").read_text()))
+
+
+def test_a_model_with_text_tasks_is_saved_with_its_tokenizer(train):
+    first, second = train("first", text=ALIGN), train("second", text=ALIGN)
+    assert files(first) == files(second)
+    tokenizer, vocabulary = TextTokenizer.load(first), Vocabulary.load(first / "vocabulary.json")
+    assert tokenizer.size == vocabulary.base_size == 270
+    assert AutoModelForCausalLM.from_pretrained(first / "model").config.vocab_size == vocabulary.size
+    metrics = json.loads((first / "metrics.json").read_text())
+    assert metrics["text_tokens"] == 270
+    assert metrics["text_rows_per_epoch"] == {"sid_to_title": 5, "title_to_sid": 15}
+
+
+def test_text_leaves_the_count_of_training_targets_alone(train):
+    counts = [
+        json.loads((train(name, **values) / "metrics.json").read_text())["training_targets"]
+        for name, values in (("plain", {}), ("text", {"text": ALIGN}))
+    ]
+    assert counts[0] == counts[1]
+
+
+def test_rationales_are_an_input_only_where_a_task_needs_them(train):
+    assert "rationalize" not in sft.inputs(config(text=ALIGN))
+    asked = {**ALIGN, "tasks": {"history_to_rationale": 1}}
+    assert sft.inputs(config(text=asked)) == ("prepare", "embed", "quantize", "rationalize")
+    assert json.loads((train("asked", text=asked) / "metrics.json").read_text())["text_rows_per_epoch"] == {
+        "history_to_rationale": 20
+    }
+
+
+def test_a_pretrained_backbone_brings_its_own_tokenizer(train, tmp_path):
+    torch.manual_seed(0)
+    size = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+    LlamaForCausalLM(LlamaConfig(vocab_size=50, **size)).save_pretrained(tmp_path / "lm")
+    with pytest.raises(ConfigError, match=r"no tokenizer\.json"):
+        train("refused", backbone=str(tmp_path / "lm"), text=ALIGN)
+    words = Tokenizer(models.WordLevel({"[UNK]": 0, "Tea": 1, "Towel": 2, "no": 3}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.save(str(tmp_path / "lm" / "tokenizer.json"))
+    output = train("pretrained", backbone=str(tmp_path / "lm"), text=ALIGN)
+    assert Vocabulary.load(output / "vocabulary.json").base_size == 50
+    assert TextTokenizer.load(output).encode("Tea no Towel") == [1, 3, 2]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ({"tasks": {"sid_to_titel": 1}}, "sft.text.tasks"),
+        ({"tasks": {"sid_to_title": 0}}, "greater than 0"),
+        ({"vocabulary": 100}, "greater than or equal to 256"),
+        ({"row_per_epoch": 1}, "did you mean 'rows_per_epoch'"),
+    ],
+)
+def test_mistakes_are_named(text, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        config(text=text)
