@@ -1,0 +1,1 @@
+"""Chain of thought: training rows, teachers that write rationales, segments of them, anchors."""
