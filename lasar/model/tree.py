@@ -99,6 +99,20 @@ class Tree:
         return seen, torch.where(on_trunk_BQ, parents_BQ, hung_position_BM.gather(1, row_BQ))
 
 
+def chains(after_BA: Tensor, *, length: int, first: int) -> Tensor:
+    """Parents of A chains of tokens per tree, each `length` long, listed chain by chain in one call: [B, A * length].
+
+    Args:
+        after_BA: the token each chain continues from.
+        length: tokens of a chain, at least 1.
+        first: cache index of the first token of the first chain.
+    """
+    batch, count = after_BA.shape
+    number_AL = first + torch.arange(count * length, device=after_BA.device).view(count, length)
+    inside_BAL = number_AL[:, :-1].expand(batch, -1, -1)
+    return torch.cat([after_BA[..., None], inside_BAL], dim=2).flatten(1)
+
+
 def with_trunk(nodes: Nodes, width: int) -> Tensor:
     """Mask of one call over whole trees, trunks and their first branches: [B, T + Q, K]."""
     batch, _, keys = nodes.mask_BQK.shape
