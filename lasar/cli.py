@@ -19,6 +19,7 @@ from rich.table import Table
 
 from lasar import __version__
 from lasar.artifacts import MANIFEST, read_json, run_stage, stage_state, write_json
+from lasar.cli_tables import print_explanation, print_history, print_recommendations
 from lasar.config import Recipe, load_recipe
 from lasar.errors import ArtifactError, DataError, LasarError, nearest
 from lasar.stages import STAGES
@@ -127,39 +128,51 @@ def recommend(
     allow: Annotated[list[str] | None, typer.Option(help="Recommend only these item ids; repeat.")] = None,
     exclude_seen: Annotated[bool, typer.Option(help="Never recommend an item of the history.")] = False,
     beam_width: Annotated[int, typer.Option(help="Beams of the search.")] = 50,
+    depth: Annotated[
+        str, typer.Option(help="Latent steps before answering: auto, sampled, or a number.")
+    ] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Print the best next items for a history or a known user."""
     from lasar.recommender import Recommender
 
-    if (user is None) == (history is None):
-        raise typer.BadParameter("give either --history ID (repeat it) or --user ID")
     recommender = Recommender.load(run)
-    orders = (
-        recommender.user_history(user) if user is not None else [entry.split(",") for entry in history or []]
-    )
+    orders = _orders(recommender, history, user)
     found = recommender.recommend(
-        orders, k, exclude=exclude or (), allow=allow, exclude_seen=exclude_seen, beam_width=beam_width
-    )
+        orders, k, exclude=exclude or (), allow=allow, exclude_seen=exclude_seen, beam_width=beam_width,
+        depth=_depth(depth),
+    )  # fmt: skip
     if as_json:
         print(json.dumps([item._asdict() for item in found], indent=1))
         return
     console = Console()
-    shown = [item_id for order in orders for item_id in order][-10:]
-    past = Table(
-        title=f"last {len(shown)} of {sum(map(len, orders))} items in the history", title_justify="left"
+    print_history(recommender, orders, console)
+    print_recommendations(found, console)
+
+
+@app.command()
+def explain(
+    run: RunPath,
+    history: Annotated[
+        list[str] | None, typer.Option(help="Item id, oldest first; repeat. 'A,B' is one order.")
+    ] = None,
+    user: Annotated[str | None, typer.Option(help="A user of the event log, instead of a history.")] = None,
+    k: Annotated[int, typer.Option(help="Length of the lists compared.")] = 10,
+    exclude_seen: Annotated[bool, typer.Option(help="Never recommend an item of the history.")] = False,
+) -> None:
+    """Print what the model thought: each latent step in words, the depths, what one step more or less changes."""
+    from lasar.cot.anchors import AnchorStore
+    from lasar.cot.explain import explain as explain_history
+    from lasar.recommender import Recommender
+
+    recommender = Recommender.load(run, model="latent_sft")
+    orders = _orders(recommender, history, user)
+    found = explain_history(
+        recommender, AnchorStore.load(run / "anchor"), orders, k=k, exclude_seen=exclude_seen
     )
-    past.add_column("item")
-    past.add_column("title")
-    for item_id in shown:
-        past.add_row(escape(item_id), escape(recommender.items.titles[recommender.items.index_of(item_id)]))
-    table = Table(title="recommended next", title_justify="left")
-    for column in ("", "item", "title", "score"):
-        table.add_column(column)
-    for rank, item in enumerate(found, start=1):
-        table.add_row(str(rank), escape(item.item_id), escape(item.title), f"{item.score:.2f}")
-    console.print(past)
-    console.print(table)
+    console = Console()
+    print_history(recommender, orders, console)
+    print_explanation(found, console)
 
 
 @data_app.command("list")
@@ -214,6 +227,23 @@ def results_render(
     if not results.is_file():
         raise DataError(f"{results}: no such file; run this from the checkout, after: lasar results add RUN")
     write_document(results, docs)
+
+
+def _orders(recommender: Any, history: list[str] | None, user: str | None) -> list[list[str]]:
+    if (user is None) == (history is None):
+        raise typer.BadParameter("give either --history ID (repeat it) or --user ID")
+    if user is not None:
+        orders: list[list[str]] = recommender.user_history(user)
+        return orders
+    return [entry.split(",") for entry in history or []]
+
+
+def _depth(text: str) -> Any:
+    if text in ("auto", "sampled"):
+        return text
+    if text.isdecimal():
+        return int(text)
+    raise typer.BadParameter(f"--depth {text}: give auto, sampled, or a number of latent steps")
 
 
 def _load(recipe: Path, overrides: list[str] | None) -> Recipe:

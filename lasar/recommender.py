@@ -1,6 +1,7 @@
 """The trained recommender as a Python object: item ids in, titles and scores out."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,7 +11,8 @@ from numpy.typing import NDArray
 
 from lasar.artifacts import content_hash, read_json
 from lasar.data.interactions import Interactions, ItemTable, load_user_ids
-from lasar.decoding.ranker import Ranked, Ranker
+from lasar.decoding.ranked import Ranked
+from lasar.decoding.ranker import Ranker
 from lasar.errors import ArtifactError, ConfigError, UnknownItemError, nearest
 from lasar.model.backbone import best_device
 from lasar.model.reasoner import Depth, load_reasoner
@@ -126,9 +128,7 @@ class Recommender:
         for name, value in (("history", history), ("exclude", exclude), ("allow", allow)):
             if isinstance(value, str):
                 raise ConfigError(f"{name}={value!r}: expected a list of item ids; write [{value!r}]")
-        orders = [[entry] if isinstance(entry, str) else list(entry) for entry in history]
-        items = self._indices([item_id for order in orders for item_id in order])
-        baskets = np.repeat(np.arange(len(orders), dtype=np.int32), [len(order) for order in orders])
+        items, baskets = self.indices(history)
         return self._recommend(
             items, baskets, k, exclude=exclude, allow=allow, exclude_seen=exclude_seen, beam_width=beam_width,
             depth=depth, seed=seed,
@@ -156,6 +156,21 @@ class Recommender:
             items, baskets, k, exclude=exclude, allow=allow, exclude_seen=exclude_seen, beam_width=beam_width,
             depth=depth, seed=seed,
         )  # fmt: skip
+
+    def indices(self, history: History) -> tuple[Int32Array, Int32Array]:
+        """Item index and order number of every entry of a history.
+
+        Raises:
+            UnknownItemError: an id is not in the catalogue.
+        """
+        orders = [[entry] if isinstance(entry, str) else list(entry) for entry in history]
+        items = self._indices([item_id for order in orders for item_id in order])
+        return items, np.repeat(np.arange(len(orders), dtype=np.int32), [len(order) for order in orders])
+
+    @cached_property
+    def train_counts(self) -> NDArray[np.int64]:
+        """Training events per item, [I]."""
+        return Interactions.load(self._prepare).train_counts()
 
     def user_history(self, user_id: str) -> list[list[str]]:
         """Item ids of a known user's orders, oldest first.

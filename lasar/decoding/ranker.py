@@ -5,13 +5,13 @@ Legend: Q queries, K items returned, B batch, W beams.
 
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from lasar.decoding.beam import beam_search
+from lasar.decoding.ranked import Ranked
 from lasar.decoding.trie import ItemFilter, Trie
 from lasar.errors import ConfigError
 from lasar.model.prompt import encode_prompts
@@ -19,20 +19,6 @@ from lasar.model.reasoner import Depth, LatentReasoner
 from lasar.prompts.vocabulary import pad_right
 
 Int32Array = NDArray[np.int32]
-
-
-class Ranked(NamedTuple):
-    """Ranked lists.
-
-    Attributes:
-        items_QK: item indices, -1 where fewer than K items are allowed.
-        scores_QK: summed log-probability of the item's codes.
-        depths_Q: latent steps taken before answering.
-    """
-
-    items_QK: Int32Array
-    scores_QK: NDArray[np.float32]
-    depths_Q: Int32Array
 
 
 class Ranker:

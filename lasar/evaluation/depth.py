@@ -5,15 +5,17 @@ Shapes: Q users.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lasar.decoding.ranker import Ranked
+from lasar.decoding.ranked import Ranked
 from lasar.evaluation.metrics import Items, Values, user_metrics
 from lasar.evaluation.significance import paired_bootstrap
-from lasar.model.reasoner import Depth
+
+if TYPE_CHECKING:
+    from lasar.model.reasoner import Depth
 
 
 def by_chosen_depth(
@@ -33,9 +35,9 @@ def by_chosen_depth(
 
 
 def compare_depths(
-    rank: Callable[[Depth], Ranked],
+    rank: Callable[["Depth"], Ranked],
     targets: Sequence[Items],
-    depths: Sequence[Depth],
+    depths: Sequence["Depth"],
     *,
     metrics: Sequence[str],
     samples: int,
@@ -67,7 +69,7 @@ def compare_depths(
 
 
 def seconds_by_depth(
-    rank: Callable[[Depth], Ranked], depths: Sequence[Depth], *, repeats: int = 5
+    rank: Callable[["Depth"], Ranked], depths: Sequence["Depth"], *, repeats: int = 5
 ) -> dict[str, float]:
     """Median seconds of ranking one batch at each depth, the depths taken in turn.
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from lasar.data.interactions import EvalCases
-from lasar.decoding.ranker import Ranked
+from lasar.decoding.ranked import Ranked
 from lasar.evaluation.metrics import Items
 from lasar.progress import progress
 

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config, Qwe
 from transformers.utils.logging import disable_progress_bar
 
 from lasar.errors import ArtifactError, ConfigError, require
+from lasar.model.attention import set_attention
 from lasar.model.presets import PRESETS, check_backbone
 from lasar.prompts.vocabulary import Normalise, Vocabulary
 
@@ -172,7 +173,6 @@ def load_backbone(folder: Path, *, device: torch.device | str = "cpu") -> PreTra
             folder,
             local_files_only=True,
             use_safetensors=True,
-            attn_implementation="sdpa",
             dtype=torch.float32,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
@@ -215,8 +215,9 @@ def best_device() -> torch.device:
 
 
 def move(model: nn.Module, device: torch.device | str) -> None:
-    """Move a model in place."""
+    """Move a model in place, and give it the attention that is fastest there."""
     model.to(torch.device(device))
+    set_attention(model, device)
 
 
 def num_parameters(model: nn.Module) -> int:
@@ -246,9 +247,7 @@ def add_residual_dropout(model: PreTrainedModel, probability: float) -> None:
 
 def _load_pretrained(name: str) -> PreTrainedModel:
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            name, use_safetensors=True, attn_implementation="sdpa", dtype=torch.float32
-        )
+        return AutoModelForCausalLM.from_pretrained(name, use_safetensors=True, dtype=torch.float32)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(

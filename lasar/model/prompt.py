@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from lasar.model.attention import causal_mask, growth_mask, tree_mask
 from lasar.model.backbone import trunk
-from lasar.model.tree import Nodes, Tree, with_trunk
+from lasar.model.tree import Nodes, Tree
 
 
 @dataclass
@@ -48,7 +49,7 @@ class Prefix:
         nodes = self.tree.grow(parents_BQ)
         hidden_BQD = _forward(
             self.model,
-            attention_mask=nodes.mask_BQK[:, None],
+            attention_mask=growth_mask(self.model, nodes),
             position_ids=nodes.position_BQ,
             past_key_values=self.cache,
             use_cache=True,
@@ -65,9 +66,14 @@ def encode_prompts(model: nn.Module, ids_BT: Tensor, lengths_B: Tensor) -> Prefi
         ids_BT: tokens, padded on the right; a causal model never looks at the padding.
         lengths_B: tokens of each prompt, at least 1.
     """
-    config: Any = model.config
-    cache = DynamicCache(config=config)
-    hidden_BTD = _forward(model, input_ids=ids_BT, past_key_values=cache, use_cache=True)
+    cache = _empty_cache()
+    hidden_BTD = _forward(
+        model,
+        input_ids=ids_BT,
+        attention_mask=causal_mask(model, ids_BT),
+        past_key_values=cache,
+        use_cache=True,
+    )
     tree = Tree(lengths_B, ids_BT.shape[1])
     rows_B = torch.arange(len(lengths_B), device=ids_BT.device)
     return Prefix(
@@ -95,8 +101,7 @@ def encode_branched(
         The prefix (its tip is the end of each prompt), hidden states of the prompts [B, T, D] and of the branch
         tokens [B, Q, D], and the branch nodes.
     """
-    config: Any = model.config
-    cache = DynamicCache(config=config)
+    cache = _empty_cache()
     batch, width = ids_BT.shape
     tree = Tree(lengths_B, width)
     nodes = tree.grow(parents_BQ)
@@ -104,7 +109,7 @@ def encode_branched(
     hidden_BKD = _forward(
         model,
         input_ids=torch.cat([ids_BT, branch_ids_BQ], dim=1),
-        attention_mask=with_trunk(nodes, width)[:, None],
+        attention_mask=tree_mask(model, nodes),
         position_ids=torch.cat([positions_T, nodes.position_BQ], dim=1),
         past_key_values=cache,
         use_cache=True,
@@ -115,6 +120,12 @@ def encode_branched(
         hidden_B1D=hidden_BKD[rows_B, lengths_B - 1][:, None],
     )  # fmt: skip
     return prefix, hidden_BKD[:, :width], hidden_BKD[:, width:], nodes
+
+
+def _empty_cache() -> DynamicCache:
+    # Not made for the model's config: with sliding windows that gives a cache which forgets, and a tree has more keys
+    # than any of its paths is long.
+    return DynamicCache()
 
 
 def _forward(model: nn.Module, **arguments: Any) -> Tensor:

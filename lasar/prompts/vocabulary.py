@@ -90,6 +90,11 @@ class Vocabulary:
         """Number of tokens in all."""
         return self.first_code + self.num_levels * self.codebook_size
 
+    @property
+    def max_tokens(self) -> int:
+        """Longest path a model has to take: a full history, an answer, and room for `<s>`, latent steps and `<e>`."""
+        return 1 + (self.max_history + 1) * (self.num_levels + int(self.orders)) + 16
+
     def level_start(self, level: int) -> int:
         """Token of code 0 on `level`."""
         return self.first_code + level * self.codebook_size

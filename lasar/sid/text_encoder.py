@@ -21,11 +21,15 @@ DEFAULT_TEXT_MODEL = "data/all-minilm-l6-v2"
 Encode = Callable[[list[str]], NDArray[np.float32]]
 
 
-def local_model_folder(text_model: str) -> Path | None:
+def local_model_folder(text_model: str, *, field: str = "embed.text_model") -> Path | None:
     """The model's folder, or None when `text_model` is a hub id.
 
     A name is taken for a folder when it exists, or looks like a path: absolute, with `.` or `~` in front,
     with more than one slash, or below `data/`.
+
+    Args:
+        text_model: local folder or hub id.
+        field: the config field it comes from, as errors name it.
 
     Raises:
         DataError: it looks like a folder, and there is no model in it.
@@ -38,11 +42,13 @@ def local_model_folder(text_model: str) -> Path | None:
     if path.exists() or looks_local:
         name = Path(DEFAULT_TEXT_MODEL).name
         fix = f"run: lasar data get {name}" if path.name == name else "give a sentence-transformers folder"
-        raise DataError(f"embed.text_model: {text_model}: no text model there; {fix}")
+        raise DataError(f"{field}: {text_model}: no text model there; {fix}")
     return None
 
 
-def load_text_encoder(text_model: str, *, batch_size: int, max_tokens: int) -> Encode:
+def load_text_encoder(
+    text_model: str, *, batch_size: int, max_tokens: int, field: str = "embed.text_model"
+) -> Encode:
     """Load a sentence-transformers model.
 
     A local folder is read without touching the network. Vectors are what the model gives, not normalised
@@ -52,12 +58,13 @@ def load_text_encoder(text_model: str, *, batch_size: int, max_tokens: int) -> E
         text_model: local folder or hub id.
         batch_size: texts per forward pass.
         max_tokens: longer texts are cut, at most at the model's own limit.
+        field: the config field that names the model, for errors.
 
     Raises:
         DataError: the model cannot be loaded.
         MissingExtraError: sentence-transformers is not installed.
     """
-    folder = local_model_folder(text_model)
+    folder = local_model_folder(text_model, field=field)
     library = require("sentence_transformers", extra="embed")
     transformers_logging = require("transformers.utils.logging", extra="embed")
     showed_bars = transformers_logging.is_progress_bar_enabled()
@@ -66,7 +73,7 @@ def load_text_encoder(text_model: str, *, batch_size: int, max_tokens: int) -> E
         model = library.SentenceTransformer(str(folder or text_model), local_files_only=folder is not None)
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise DataError(f"embed.text_model: {text_model}: cannot be loaded: {reason}") from None
+        raise DataError(f"{field}: {text_model}: cannot be loaded: {reason}") from None
     finally:
         if showed_bars:
             transformers_logging.enable_progress_bar()
@@ -80,7 +87,12 @@ def load_text_encoder(text_model: str, *, batch_size: int, max_tokens: int) -> E
 
 
 def encode_texts(
-    texts: Sequence[str], load_encoder: Callable[[], Encode], *, scratch: Path, shard_size: int
+    texts: Sequence[str],
+    load_encoder: Callable[[], Encode],
+    *,
+    scratch: Path,
+    shard_size: int,
+    field: str = "embed.text_model",
 ) -> NDArray[np.float32]:
     """Encode texts shard by shard; finished shards are kept in `scratch` and not encoded again.
 
@@ -89,6 +101,7 @@ def encode_texts(
         load_encoder: called only when there is something left to encode.
         scratch: a folder that belongs to these texts and this model alone.
         shard_size: distinct texts per shard.
+        field: the config field that names the model, for errors.
 
     Returns:
         float32 [len(texts), E], in the order of `texts`.
@@ -102,6 +115,7 @@ def encode_texts(
     done = {path: vectors for path in paths if (vectors := _read_shard(path)) is not None}
     num_done = sum(len(vectors) for vectors in done.values())
     if len(done) < len(paths):
+        scratch.mkdir(exist_ok=True)
         encode = load_encoder()
         with progress("encoding texts", total=len(ordered), start=num_done, unit="texts") as advance:
             for path, shard in zip(paths, shards, strict=True):
@@ -112,9 +126,7 @@ def encode_texts(
     vectors = np.concatenate([done[path] for path in paths])
     if not np.isfinite(vectors).all():
         text = ordered[int(np.argwhere(~np.isfinite(vectors))[0, 0])]
-        raise DataError(
-            f"embed.text_model gives NaN or infinity for the text {text[:80]!r}; use another model"
-        )
+        raise DataError(f"{field} gives NaN or infinity for the text {text[:80]!r}; use another model")
     row_of = {text: row for row, text in enumerate(ordered)}
     return np.asarray(vectors[[row_of[text] for text in texts]], dtype=np.float32)
 

@@ -30,7 +30,7 @@ from lasar.evaluation.summary import exposure, paired_differences, per_user_tabl
 from lasar.evaluation.summary_view import print_metrics
 
 if TYPE_CHECKING:
-    from lasar.decoding.ranker import Ranked
+    from lasar.decoding.ranked import Ranked
     from lasar.model.reasoner import Depth
 
     Rank = Callable[[list[Items], list[Items], Depth], Ranked]

@@ -5,9 +5,10 @@ Every prefix of every training history becomes a branch: `<s>`, as many latent s
 the Policy Head's cross-entropy against the depth (paper section 3). Starts from the Stage-1 checkpoint.
 """
 
-from dataclasses import dataclass, field
+import shutil
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import pydantic
 from rich.console import Console
@@ -19,8 +20,7 @@ from lasar.errors import ConfigError
 from lasar.stages.sft import Validation
 
 if TYPE_CHECKING:
-    from lasar.data.interactions import EvalCases
-    from lasar.decoding.ranker import Ranker
+    from lasar.data.interactions import TrainSequence
     from lasar.model.reasoner import LatentReasoner
 
 
@@ -29,13 +29,12 @@ class Loop(StageConfig):
     """The latent loop and the Policy Head."""
 
     depth: Literal["rationale"] | Annotated[int, pydantic.Field(ge=0)] = "rationale"
-    """Latent steps: as many as the row's rationale has segments, chosen by the Policy Head afterwards; or a fixed
-    number, 0 for none (the control: Stage 1 trained on)."""
+    """Latent steps: as many as the rationale has segments, later chosen by the Policy Head; or a number, 0: none."""
     feedback: Literal["raw", "norm_matched", "soft_token"] = "raw"
-    """What a slot receives: the hidden state before it, the same scaled to the norm of token embeddings, or the
-    expected token embedding."""
+    """What a slot receives: the hidden state before it, that at token embeddings' norm, or the expected embedding."""
     markers: Literal["opening", "mean"] = "opening"
-    """Where `<s>` and `<e>` start: at the embedding of what usually precedes an answer, or at the mean embedding."""
+    """Where `<s>` and `<e>` start, unless Stage 1 trained them around text: at the embedding of what usually precedes
+    an answer, or at the mean embedding."""
     head_width: Annotated[int, pydantic.Field(ge=1)] = 256
     """Hidden width of the Policy Head."""
 
@@ -95,10 +94,10 @@ def run(config: Config, context: StageContext) -> None:
     from lasar.decoding.ranker import Ranker
     from lasar.model.reasoner import save_reasoner
     from lasar.prompts.latent_batches import LatentBatch, latent_batches
+    from lasar.prompts.text_tokens import TOKENIZER_FILE
     from lasar.sid.catalog import SidCatalog
     from lasar.training.fit import FitPlan, fit, write_curve
-    from lasar.training.latent_losses import aligned_steps, depth_loss, latent_pass, per_sample
-    from lasar.training.latent_probe import probe
+    from lasar.training.latent_objective import LatentObjective
     from lasar.training.validation import answer_nll, validation_metrics
 
     interactions = Interactions.load(context.inputs["prepare"])
@@ -106,53 +105,30 @@ def run(config: Config, context: StageContext) -> None:
     store = AnchorStore.load(context.inputs["anchor"])
     reasoner = _initial_reasoner(config, context, max_depth=store.max_depth)
     depth = reasoner.settings.fixed_depth
-    counts_R = store.num_steps(store.user_index_R, store.basket_R)
-    typical_depth = max(1, round(float(counts_R[counts_R > 0].mean()))) if counts_R.any() else 1
+    ranker = Ranker(reasoner, codes_IL=catalog.codes_IL)
     sequences = interactions.train_sequences()
     valid = interactions.cases(SPLIT_VALID).subset(config.validation.users, context.seed)
-    ranker = Ranker(reasoner, codes_IL=catalog.codes_IL)
 
-    def fetch(index_S: torch.Tensor) -> torch.Tensor:
-        return torch.from_numpy(store.vectors_AD[index_S.numpy()])
-
-    def batches_of(chosen: list[Any], *, epoch: int, split_orders: float) -> list[LatentBatch]:
+    def batches(chosen: "list[TrainSequence]", epoch: int, split_orders: float) -> list[LatentBatch]:
         return latent_batches(
             chosen, ranker.tokens_IL, vocabulary=reasoner.vocabulary, steps=store.steps, max_depth=store.max_depth,
-            depth=depth, fallback_depth=typical_depth, batch_tokens=config.batch_tokens,
+            depth=depth, fallback_depth=store.typical_depth, batch_tokens=config.batch_tokens,
             train_targets=interactions.train_targets, seed=context.seed, epoch=epoch, split_orders=split_orders,
         )  # fmt: skip
 
-    sample = batches_of(sequences[:: max(1, len(sequences) // config.probe_users)], epoch=0, split_orders=0.0)
+    objective = LatentObjective(
+        reasoner=reasoner, trie=ranker.trie, fetch=lambda index_S: torch.from_numpy(store.vectors_AD[index_S.numpy()]),
+        alignment=config.alignment, alpha=0.0, beta=config.depth_weight if depth is None else 0.0,
+    )  # fmt: skip
+    sample = batches(sequences[:: max(1, len(sequences) // config.probe_users)], 0, 0.0)
 
     def measure() -> dict[str, float]:
-        found = probe(reasoner, sample, trie=ranker.trie, fetch=fetch, alignment=config.alignment)
-        nll = answer_nll(ranker, valid)
-        return {"nll": nll} | {f"probe_{name}": value for name, value in found.items()}
-
-    def validate(_: torch.nn.Module) -> dict[str, float]:
-        ranking = validation_metrics(ranker, valid, exclude_seen=not interactions.has_repeats)
-        return ranking | measure()
+        return {"nll": answer_nll(ranker, valid)} | objective.probe(sample)
 
     start = {"stage1_nll": answer_nll(ranker, valid, depth=0)} | measure()
-    trained_share = config.alignment_share if config.alignment != "none" else 0.0
-    alpha = trained_share * start["probe_ce"] / start.get("probe_alignment", 1.0)
-
-    def loss(_: torch.nn.Module, batch: LatentBatch) -> torch.Tensor:
-        done = latent_pass(
-            reasoner.backbone, batch, vocabulary=reasoner.vocabulary, trie=ranker.trie,
-            feedback=reasoner.settings.feedback,
-        )  # fmt: skip
-        total = done.codes.total
-        if alpha:
-            weights_BP = torch.from_numpy(batch.weights_BP).to(total.device)
-            total = total + alpha * per_sample(
-                *aligned_steps(done.latents, batch, fetch, kind=config.alignment), weights_BP
-            )
-        if depth is None and reasoner.policy_head is not None:
-            logits_BPN = reasoner.policy_head(done.latents.hidden_BPND[:, :, 0])
-            total = total + config.depth_weight * depth_loss(logits_BPN, batch)
-        return total
-
+    if config.alignment != "none" and "probe_alignment" in start:
+        alpha = config.alignment_share * start["probe_ce"] / start["probe_alignment"]
+        objective = replace(objective, alpha=alpha)
     result = fit(
         reasoner,
         plan=FitPlan(
@@ -160,26 +136,30 @@ def run(config: Config, context: StageContext) -> None:
             accumulate=config.accumulate, precision=config.precision, ema_decay=config.ema_decay,
             patience=config.validation.patience, seed=context.seed,
         ),
-        batches=lambda epoch: batches_of(sequences, epoch=epoch, split_orders=config.split_orders),
-        loss=loss,
-        validate=validate,
+        batches=lambda epoch: batches(sequences, epoch, config.split_orders),
+        loss=objective,
+        validate=lambda _: measure()
+        | validation_metrics(ranker, valid, exclude_seen=not interactions.has_repeats),
         checkpoint_dir=context.scratch / "checkpoint",
         description="latent_sft",
     )  # fmt: skip
     save_reasoner(reasoner, context.output)
+    if (context.inputs["sft"] / TOKENIZER_FILE).is_file():
+        shutil.copy(context.inputs["sft"] / TOKENIZER_FILE, context.output / TOKENIZER_FILE)
     write_curve(context.output / "curve.jsonl", result.curve)
+    depths_Q = ranker.rank(valid.histories, valid.baskets, k=1, beam_width=1).depths_Q
     write_json(
         context.output / "metrics.json",
         {
             "best_epoch": result.best_epoch,
             "valid_ndcg@10": result.best_metric,
             "validation_users": len(valid),
+            "valid_depths": [int((depths_Q == n).sum()) for n in range(store.max_depth + 1)],
             "teacher": read_json(context.inputs["anchor"] / "summary.json")["teacher"],
             "alignment": config.alignment,
-            "alpha": alpha,
+            "alpha": objective.alpha,
             "start": start,
             "end": measure(),
-            "valid_depths": _histogram(ranker, valid, store.max_depth),
         },
     )
 
@@ -189,6 +169,7 @@ def _initial_reasoner(config: Config, context: StageContext, *, max_depth: int) 
 
     from lasar.model.backbone import add_residual_dropout, best_device, load_backbone
     from lasar.model.reasoner import LatentReasoner, ReasoningSettings, place_markers
+    from lasar.prompts.text_tokens import TOKENIZER_FILE
     from lasar.prompts.vocabulary import Vocabulary
 
     fixed = None if config.loop.depth == "rationale" else config.loop.depth
@@ -200,7 +181,10 @@ def _initial_reasoner(config: Config, context: StageContext, *, max_depth: int) 
     backbone = load_backbone(folder / "model", device=best_device())
     vocabulary = Vocabulary.load(folder / "vocabulary.json")
     add_residual_dropout(backbone, config.dropout)
-    place_markers(backbone, vocabulary, how=config.loop.markers)
+    if not (
+        folder / TOKENIZER_FILE
+    ).is_file():  # else they stand around text already, as they will around latents
+        place_markers(backbone, vocabulary, how=config.loop.markers)
     settings = ReasoningSettings(
         max_depth=max_depth,
         head_width=config.loop.head_width,
@@ -220,26 +204,17 @@ def show(folder: Path, console: Console) -> None:
     for column in ("", "start", "best epoch"):
         table.add_column(column, justify="left" if not column else "right")
     table.add_row("validation nats per item without latents (Stage 1)", f"{start['stage1_nll']:.3f}", "")
-    table.add_row("validation nats per item", f"{start['nll']:.3f}", f"{end['nll']:.3f}")
     for name, label in (
+        ("nll", "validation nats per item"),
         ("probe_alignment", "distance of a step to its anchor"),
         ("probe_depth_accuracy", "depth accuracy on training rows"),
         ("probe_norm_ratio", "norm fed back / token embedding"),
     ):
         if name in end:
             table.add_row(label, f"{start[name]:.3f}", f"{end[name]:.3f}")
-    table.add_row(
-        f"validation N@10 ({metrics['validation_users']:,} users)", "", f"{metrics['valid_ndcg@10']:.4f}"
-    )
+    users = f"{metrics['validation_users']:,} users"
+    table.add_row(f"validation N@10 ({users})", "", f"{metrics['valid_ndcg@10']:.4f}")
     console.print(table)
     total = sum(metrics["valid_depths"]) or 1
     shares = [f"{depth}: {count / total:.0%}" for depth, count in enumerate(metrics["valid_depths"]) if count]
     console.print(f"depth chosen on validation users: {', '.join(shares)}", highlight=False)
-
-
-def _histogram(ranker: "Ranker", cases: "EvalCases", max_depth: int) -> list[int]:
-    """How many validation users get each depth, 0 ... N_max."""
-    import numpy as np
-
-    depths_Q = ranker.rank(cases.histories, cases.baskets, k=1, beam_width=1).depths_Q
-    return [int(count) for count in np.bincount(depths_Q, minlength=max_depth + 1)]

@@ -170,14 +170,13 @@ def run(config: Config, context: StageContext) -> None:
         checkpoint_dir=context.scratch / "checkpoint", description="sft",
     )  # fmt: skip
     save_backbone(backbone, context.output)
+    write_curve(context.output / "curve.jsonl", result.curve)
     if text:
         text.tokenizer.save(context.output)
-    write_curve(context.output / "curve.jsonl", result.curve)
     targets = sum(batch.num_targets for batch in batches(0) if isinstance(batch, TreeBatch))
     facts = {
         "best_epoch": result.best_epoch, "valid_ndcg@10": result.best_metric,
-        "validation_users": len(valid),
-        "parameters": num_parameters(backbone.model),
+        "parameters": num_parameters(backbone.model), "validation_users": len(valid),
         "training_targets": targets // catalog.num_levels, **(text.facts() if text else {}),
     }  # fmt: skip
     write_json(context.output / "metrics.json", facts)
@@ -190,6 +189,7 @@ def _initial_backbone(
     from safetensors.numpy import load_file
 
     from lasar.model.backbone import build_backbone, place_codes
+    from lasar.model.capability import check_tree_attention
     from lasar.model.presets import PRESETS
     from lasar.sid.code_vectors import code_vectors
 
@@ -198,7 +198,9 @@ def _initial_backbone(
         max_history=config.max_history, normalise=config.loss_vocab, dropout=config.dropout,
         lora_rank=config.weights.lora_rank, seed=context.seed, text_size=text_size,
     )  # fmt: skip
-    if config.backbone in PRESETS and config.weights.code_init == "vectors":
+    if config.backbone not in PRESETS:
+        check_tree_attention(backbone.model, max_tokens=backbone.vocabulary.max_tokens)
+    elif config.weights.code_init == "vectors":
         embeddings = load_file(context.inputs["embed"] / "embeddings.safetensors")["item_embeddings"]
         vectors = code_vectors(embeddings, catalog.codes_IL, codebook_size=catalog.codebook_size)
         place_codes(backbone.model, backbone.vocabulary, torch.from_numpy(vectors))
@@ -209,12 +211,10 @@ def show(folder: Path, console: Console) -> None:
     """Print what was trained and how well it validates."""
     metrics = read_json(folder / "metrics.json")
     table = Table(title="sft: Stage 1", show_header=False)
-    table.add_row("parameters", f"{metrics['parameters']:,}")
-    table.add_row("training targets per epoch", f"{metrics['training_targets']:,}")
+    for name in ("parameters", "training_targets"):
+        table.add_row(name.replace("_", " "), f"{metrics[name]:,}")
     for task, count in metrics.get("text_rows_per_epoch", {}).items():
         table.add_row(f"text rows per epoch: {task}", f"{count:,}")
     table.add_row("best epoch", str(metrics["best_epoch"]))
-    table.add_row(
-        f"validation N@10 ({metrics['validation_users']:,} users)", f"{metrics['valid_ndcg@10']:.4f}"
-    )
+    table.add_row(f"validation N@10 ({metrics['validation_users']:,} users)", f"{metrics['valid_ndcg@10']:.4f}")
     console.print(table)

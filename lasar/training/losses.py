@@ -5,14 +5,16 @@ R rows of one level, M children.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from lasar.decoding.trie import Trie
+from lasar.model.attention import causal_mask, tree_mask
 from lasar.model.backbone import head_rows, trunk
-from lasar.model.tree import Nodes, Tree, with_trunk
+from lasar.model.tree import Nodes, Tree
 from lasar.prompts.batches import TreeBatch
 from lasar.prompts.vocabulary import Vocabulary
 
@@ -43,15 +45,15 @@ def tree_loss(model: nn.Module, batch: TreeBatch, *, vocabulary: Vocabulary, tri
     """
     device = trie.item_of_leaf.device
     ids_BK = torch.from_numpy(batch.ids_BK).to(device)
-    options: dict[str, Tensor] = {}
+    # Without branches the plain causal path: padding lies on the right, where no real token looks.
+    options: dict[str, Any] = {"attention_mask": causal_mask(model, ids_BK)}
     if batch.parents_BM.shape[1]:
         tree = Tree(torch.from_numpy(batch.lengths_B).to(device), batch.trunk_width)
         nodes = tree.grow(torch.from_numpy(batch.parents_BM).to(device))
         options = {
-            "attention_mask": with_trunk(nodes, batch.trunk_width)[:, None],
+            "attention_mask": tree_mask(model, nodes),
             "position_ids": _positions(nodes, batch),
         }
-    # Without branches the plain causal path is taken: padding lies on the right, where no real token looks.
     hidden_BKD = trunk(model)(input_ids=ids_BK, use_cache=False, **options).last_hidden_state
     sources_P, targets_P, items_P = (
         torch.from_numpy(array).to(device) for array in (batch.sources_P, batch.targets_P, batch.items_P)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lasar.decoding.trie import Trie
+from lasar.model.attention import causal_mask
 from lasar.model.backbone import head_rows, trunk
 from lasar.prompts.text_tasks import TextBatch
 from lasar.prompts.vocabulary import Vocabulary
@@ -32,7 +33,9 @@ def text_loss(model: nn.Module, batch: TextBatch, *, vocabulary: Vocabulary, tri
         for array in (batch.ids_BT, batch.sources_P, batch.targets_P, batch.items_P)
     )
     # Padding lies on the right, where no real token looks.
-    hidden_BTD = trunk(model)(input_ids=ids_BT, use_cache=False).last_hidden_state
+    hidden_BTD = trunk(model)(
+        input_ids=ids_BT, attention_mask=causal_mask(model, ids_BT), use_cache=False
+    ).last_hidden_state
     hidden_PD = hidden_BTD.flatten(0, 1)[sources_P]
     coded_P = (items_P >= 0).nonzero()[:, 0]
     codes = code_loss(

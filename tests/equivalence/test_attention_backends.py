@@ -52,6 +52,7 @@ def models():
 
 MODELS = models()
 EACH_MODEL = pytest.mark.parametrize("name", list(MODELS))
+QUIET = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # of torch's compiler
 ON_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
@@ -187,7 +188,7 @@ EACH_COMPUTATION = pytest.mark.parametrize("computation", list(COMPUTATIONS))
 
 
 @EACH_MODEL
-@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(growth=growths())
 def test_grown_trees_are_the_same(uncompiled, name, growth):
     assert_same(MODELS[name], lambda model: grown(model, growth))
@@ -222,7 +223,7 @@ def test_loops_and_losses_are_the_same(uncompiled, name, computation):
     assert_same(MODELS[name], COMPUTATIONS[computation])
 
 
-@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
+@QUIET
 @pytest.mark.parametrize(
     ("name", "computation"), [("preset", "loss of branches"), ("qwen2", "latent loop"), ("llama", "loss of branches")]
 )  # fmt: skip
@@ -230,13 +231,18 @@ def test_gradients_are_the_same(uncompiled_with_gradient, name, computation):
     assert_same_gradients(MODELS[name], COMPUTATIONS[computation])
 
 
+@QUIET
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @EACH_COMPUTATION
 def test_the_compiled_cpu_kernel_is_the_same(computation):
-    assert_same(MODELS["qwen2"], COMPUTATIONS[computation])
+    # Torch 2.13's CPU kernel does not compile for sizes that it leaves open ("cur_kvSplitSize5 was not declared").
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(automatic_dynamic_shapes=False):
+        assert_same(MODELS["qwen2"], COMPUTATIONS[computation])
 
 
+@QUIET
 @ON_CUDA
 @EACH_MODEL
 @EACH_COMPUTATION
@@ -248,14 +254,16 @@ def test_the_cuda_kernels_are_the_same(name, computation):
     assert_same_gradients(MODELS[name], compute, "cuda")
 
 
+@QUIET
 @ON_CUDA
 @EACH_MODEL
-@settings(max_examples=8)
+@settings(max_examples=6)
 @given(growth=growths())
 def test_grown_trees_are_the_same_on_cuda(name, growth):
     assert_same(MODELS[name], lambda model: grown(model, growth, "cuda"), "cuda", tolerance=1e-4)
 
 
+@QUIET
 @ON_CUDA
 def test_a_model_on_cuda_uses_block_masks():
     model = build_preset("tiny", vocabulary=VOCABULARY, seed=1)

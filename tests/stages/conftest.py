@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from lasar.artifacts import FORMAT_VERSION, file_sha256, write_json
-from lasar.decoding.ranker import Ranked
+from lasar.decoding.ranked import Ranked
 
 NUM_USERS, NUM_ITEMS = 60, 40
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from lasar.data.interactions import EvalCases, Interactions
-from lasar.decoding.ranker import Ranked
+from lasar.decoding.ranked import Ranked
 from lasar.training.validation import validation_metrics
 
 
