@@ -8,9 +8,11 @@ import numpy as np
 
 from lasar.cot.rationale import OUTCOMES, Rationale, sentences
 from lasar.cot.rows import TrainingRow
+from lasar.data.text import shorten
 
 _NUM_EXAMPLES = 5
 _SHOWN_ITEMS = 5
+_MAX_TITLE_CHARS = 80
 
 
 def summarise(rationales: Sequence[Rationale]) -> dict[str, Any]:
@@ -33,6 +35,7 @@ def examples(
     rows: Sequence[TrainingRow], rationales: Sequence[Rationale], titles: Sequence[str], *, seed: int
 ) -> list[dict[str, Any]]:
     """A few rows that have a history and an ok rationale, drawn by `seed`."""
+    short = [shorten(title, _MAX_TITLE_CHARS) for title in titles]
     usable = [
         n for n, rationale in enumerate(rationales) if rationale.outcome == "ok" and len(rows[n].history)
     ]
@@ -41,8 +44,8 @@ def examples(
         {
             "user_index": rows[n].user_index,
             "basket": rows[n].basket,
-            "history": [titles[item] for item in rows[n].history[-_SHOWN_ITEMS:].tolist()],
-            "targets": [titles[item] for item in rows[n].targets[:_SHOWN_ITEMS].tolist()],
+            "history": [short[item] for item in rows[n].history[-_SHOWN_ITEMS:].tolist()],
+            "targets": [short[item] for item in rows[n].targets[:_SHOWN_ITEMS].tolist()],
             "text": rationales[n].text,
         }
         for n in drawn.tolist()

@@ -51,15 +51,15 @@ def metrics_section(metrics: Mapping[str, Any]) -> Section:
     methods, model = metrics["methods"], metrics["model"]
     # With one true item, recall is HR; a second column would only repeat it.
     names = [n for n in methods[model] if n != "ci" and (several or not n.startswith("recall"))]
-    titles = {name: _title(name, several=several) for name in names}
+    titles = {name: title(name, several=several) for name in names}
     main = [name for name in names if name.endswith(f"@{k}") or name == "mrr"]
     rows = []
     for method, values in methods.items():
-        cells = [_cell(f"{values[n]:.4f}", "{:.4f} to {:.4f}".format(*values["ci"][n])) for n in main]
-        cells += [_cell(f"{metrics[name][method][str(k)]:.3f}") for name in ("coverage", "gini")]
-        rows.append(_row([_cell(method), *cells], marked=method == model))
+        cells = [cell(f"{values[n]:.4f}", "{:.4f} to {:.4f}".format(*values["ci"][n])) for n in main]
+        cells += [cell(f"{metrics[name][method][str(k)]:.3f}") for name in ("coverage", "gini")]
+        rows.append(row([cell(method), *cells], marked=method == model))
     every = [
-        _row([_cell(title), *(_cell(f"{values[name]:.4f}") for values in methods.values())])
+        row([cell(title), *(cell(f"{values[name]:.4f}") for values in methods.values())])
         for name, title in titles.items()
     ]
     text = [
@@ -73,26 +73,26 @@ def metrics_section(metrics: Mapping[str, Any]) -> Section:
     if metrics.get("exclude_seen"):
         text.append("Items of the history are left out of every list.")
     columns = ["method", *(titles[name] for name in main), f"coverage@{k}", f"Gini@{k}"]
-    tables = [_table(f"At {k}", columns, rows)]
+    tables = [table(f"At {k}", columns, rows)]
     if metrics["paired"]:
         tables.append(_differences(metrics, titles))
-    tables.append(_table("At every cutoff", ["", *methods], every))
+    tables.append(table("At every cutoff", ["", *methods], every))
     images = figures.metric_bars(metrics, names=[f"hr@{k}", f"ndcg@{k}"], titles=titles)
-    return _section("Metrics", text, tables, images)
+    return section("Metrics", text, tables, images)
 
 
 def _differences(metrics: Mapping[str, Any], titles: Mapping[str, str]) -> dict[str, Any]:
     names = list(next(iter(metrics["paired"].values())))
     rows = []
     for baseline, comparison in metrics["paired"].items():
-        cells = [_cell(f"{metrics['model']} minus {baseline}")]
+        cells = [cell(f"{metrics['model']} minus {baseline}")]
         for name in names:
             value = comparison[name]
             interval = f"{value['low']:+.4f} to {value['high']:+.4f}, p = {value['p_holm']:.3g}"
-            cells.append(_cell(f"{value['difference']:+.4f}", interval))
-        rows.append(_row(cells))
+            cells.append(cell(f"{value['difference']:+.4f}", interval))
+        rows.append(row(cells))
     caption = "Differences on the same users (paired bootstrap, p-values with Holm's correction)"
-    return _table(caption, ["", *(titles[name] for name in names)], rows)
+    return table(caption, ["", *(titles[name] for name in names)], rows)
 
 
 def slices_section(metrics: Mapping[str, Any]) -> Section:
@@ -113,18 +113,18 @@ def slices_section(metrics: Mapping[str, Any]) -> Section:
             continue
         names = list(next(iter(rows_in[0]["methods"].values())))
         columns = [first, count.removeprefix("num_")]
-        columns += [f"{method} {_title(name, several=several)}" for name in names for method in methods]
+        columns += [f"{method} {title(name, several=several)}" for name in names for method in methods]
         rows = []
-        for row in rows_in:
-            values = [f"{row['methods'][method][name]:.4f}" for name in names for method in methods]
-            rows.append(_row([_cell(row["bucket"]), _cell(f"{row[count]:,}"), *map(_cell, values)]))
-        tables.append(_table(caption, columns, rows))
-    return _section("Slices", [], tables, figures.slice_bars(metrics, hit="any-hit HR" if several else "HR"))
+        for found in rows_in:
+            values = [f"{found['methods'][method][name]:.4f}" for name in names for method in methods]
+            rows.append(row([cell(found["bucket"]), cell(f"{found[count]:,}"), *map(cell, values)]))
+        tables.append(table(caption, columns, rows))
+    return section("Slices", [], tables, figures.slice_bars(metrics, hit="any-hit HR" if several else "HR"))
 
 
 def curve_section(stage: str, records: Sequence[Mapping[str, Any]]) -> Section:
     """Learning curves of one training stage."""
-    return _section(f"Training: {stage}", [], [], figures.learning_curves(records))
+    return section(f"Training: {stage}", [], [], figures.learning_curves(records))
 
 
 def quality_section(quality: Mapping[str, Any], picture: str | None) -> Section:
@@ -140,18 +140,18 @@ def quality_section(quality: Mapping[str, Any], picture: str | None) -> Section:
         ("prefix_sharing", "near neighbours sharing the first 1, 2, ... codes", ".1%"),
     ):
         cells = [
-            _cell(" / ".join(f"{value:{form}}" for value in source.get("codes", {}).get(key, [])) or "-")
+            cell(" / ".join(f"{value:{form}}" for value in source.get("codes", {}).get(key, [])) or "-")
             for source in sources.values()
         ]
-        rows.append(_row([_cell(label), *cells]))
+        rows.append(row([cell(label), *cells]))
     for key, label in (
         ("collision_rate_before", "items sharing codes before resolving"),
         ("relative_error_before", "relative reconstruction error before resolving"),
         ("relative_error_after", "relative reconstruction error after"),
     ):
         if any(key in source for source in sources.values()):
-            cells = [_cell(f"{source[key]:.2%}" if key in source else "-") for source in sources.values()]
-            rows.append(_row([_cell(label), *cells]))
+            cells = [cell(f"{source[key]:.2%}" if key in source else "-") for source in sources.values()]
+            rows.append(row([cell(label), *cells]))
     text = []
     if "num_levels" in quality:
         text.append(
@@ -162,29 +162,34 @@ def quality_section(quality: Mapping[str, Any], picture: str | None) -> Section:
     images = []
     if picture is not None:
         images.append(f'<img alt="Use and information of the codes, level by level" src="{picture}">')
-    return _section("Semantic IDs", text, [_table("Semantic IDs", ["", *sources], rows)], images)
+    return section("Semantic IDs", text, [table("Semantic IDs", ["", *sources], rows)], images)
 
 
-def _title(name: str, *, several: bool = False) -> str:
+def title(name: str, *, several: bool = False) -> str:
+    """A metric's name as a person writes it."""
     hit = "any-hit HR@" if several else "HR@"
     for plain, shown in (("hr@", hit), ("ndcg", "NDCG"), ("recall", "Recall"), ("mrr", "MRR")):
         name = name.replace(plain, shown)
     return name
 
 
-def _cell(value: str, note: str = "") -> dict[str, str]:
+def cell(value: str, note: str = "") -> dict[str, str]:
+    """A value of a table, with a small note below it."""
     return {"value": value, "note": note}
 
 
-def _row(cells: Sequence[Mapping[str, str]], *, marked: bool = False) -> dict[str, Any]:
+def row(cells: Sequence[Mapping[str, str]], *, marked: bool = False) -> dict[str, Any]:
+    """A row of a table; marked ones stand out."""
     return {"cells": list(cells), "marked": marked}
 
 
-def _table(caption: str, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def table(caption: str, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A table; its caption is shown where a section has several."""
     return {"caption": caption, "header": list(columns), "rows": list(rows)}
 
 
-def _section(
+def section(
     title: str, text: Sequence[str], tables: Sequence[Mapping[str, Any]], images: Sequence[str]
 ) -> Section:
+    """Text, then tables, then figures under a heading."""
     return {"title": title, "text": list(text), "tables": list(tables), "figures": list(images)}

@@ -31,7 +31,7 @@ def metric_bars(metrics: Mapping[str, Any], *, names: Sequence[str], titles: Map
         label = f"{titles[name]}: " + ", ".join(
             f"{method} {value:.4f}" for method, value in zip(methods, values, strict=True)
         )
-        with _axis(label, height=1.1 + 0.5 * len(methods)) as (axis, figure):
+        with figure_axis(label, height=1.1 + 0.5 * len(methods)) as (axis, figure):
             axis.barh(methods, values, color=_colours(methods), height=0.6)
             axis.errorbar(values, methods, xerr=[below, above], fmt="none", ecolor="#222222", capsize=3)
             for place, (value, (_, high)) in enumerate(zip(values, ends, strict=True)):
@@ -56,7 +56,7 @@ def slice_bars(metrics: Mapping[str, Any], *, hit: str) -> list[str]:
             continue
         name = next(iter(rows[0]["methods"][methods[0]]))
         shown = name.replace("hr@", f"{hit}@").replace("recall", "Recall")
-        with _axis(f"{shown} by {title}: the table above as bars", height=3.0) as (axis, figure):
+        with figure_axis(f"{shown} by {title}: the table above as bars", height=3.0) as (axis, figure):
             for number, (method, colour) in enumerate(zip(methods, _colours(methods), strict=True)):
                 places = [place + (number - (len(methods) - 1) / 2) * width for place in range(len(rows))]
                 axis.bar(
@@ -68,6 +68,34 @@ def slice_bars(metrics: Mapping[str, Any], *, hit: str) -> list[str]:
             axis.legend(frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.22))
         drawn.append(figure[0])
     return drawn
+
+
+def depth_bars(counts: Sequence[int], *, title: str) -> str:
+    """How many users get each number of latent steps."""
+    total = max(1, sum(counts))
+    label = f"{title}: " + ", ".join(f"{n}: {count / total:.0%}" for n, count in enumerate(counts) if count)
+    with figure_axis(label, height=2.4) as (axis, figure):
+        axis.bar(range(len(counts)), [count / total for count in counts], color=COLOURS[0], width=0.7)
+        axis.set_title(title, loc="left")
+        axis.set_xticks(range(len(counts)))
+        axis.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    return figure[0]
+
+
+def step_lines(lines: Mapping[str, Sequence[float]], *, title: str) -> str:
+    """Values by latent step, one line each."""
+    label = f"{title}; " + "; ".join(
+        f"{name}: " + ", ".join(f"{value:.3f}" for value in values) for name, values in lines.items()
+    )
+    with figure_axis(label, height=2.4) as (axis, figure):
+        for number, (name, values) in enumerate(lines.items()):
+            colour = (COLOURS[0], *COLOURS[2:])[number % (len(COLOURS) - 1)]
+            axis.plot(range(1, len(values) + 1), values, marker="o", markersize=3, color=colour, label=name)
+        axis.set_title(title, loc="left")
+        axis.set_xlabel("latent step")
+        axis.set_ylim(bottom=0)
+        axis.legend(frameon=False)
+    return figure[0]
 
 
 def learning_curves(records: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -82,7 +110,7 @@ def learning_curves(records: Sequence[Mapping[str, Any]]) -> list[str]:
         if not lines:
             continue
         ends = ", ".join(f"{_line_name(key)} {points[-1][1]:.4f}" for key, points in lines.items())
-        with _axis(f"Learning curve, {title}; at the end: {ends}", height=3.0) as (axis, figure):
+        with figure_axis(f"Learning curve, {title}; at the end: {ends}", height=3.0) as (axis, figure):
             for number, (key, points) in enumerate(lines.items()):
                 colour = (COLOURS[0], *COLOURS[2:])[number % (len(COLOURS) - 1)]
                 axis.plot(
@@ -112,7 +140,7 @@ def _colours(methods: Sequence[str]) -> list[str]:
 
 
 @contextlib.contextmanager
-def _axis(label: str, *, height: float) -> Iterator[tuple[Any, list[str]]]:
+def figure_axis(label: str, *, height: float) -> Iterator[tuple[Any, list[str]]]:
     """Yield an axis to draw on and a list that then holds its SVG, described for those who cannot see it."""
     matplotlib = require("matplotlib", extra="report")
     figures = require("matplotlib.figure", extra="report")

@@ -15,6 +15,7 @@ from lasar.artifacts import StageContext, read_json
 from lasar.config import StageConfig
 from lasar.errors import ArtifactError, require
 from lasar.evaluation import report_content as content
+from lasar.evaluation.report_latent import depth_section, latent_section
 
 PAGE = "report.html"
 
@@ -51,9 +52,14 @@ def run(config: Config, context: StageContext) -> None:
     sections = []
     if metrics is not None:
         sections.append(content.metrics_section(metrics))
+        if metrics["depth"]["mean"] > 0:
+            sections.append(depth_section(metrics, _optional_json(folders["evaluate"], "latency.json")))
     for stage, folder in folders.items():
         if (folder / "curve.jsonl").is_file():
             sections.append(content.curve_section(stage, _read_lines(folder / "curve.jsonl")))
+        trained = _optional_json(folder, "metrics.json")
+        if trained is not None and "valid_depths" in trained:
+            sections.append(latent_section(stage, trained))
     if quality is not None:
         sections.append(content.quality_section(quality, _embedded(folders["quantize"] / "quality.png")))
     if metrics is not None:

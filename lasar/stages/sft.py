@@ -216,5 +216,7 @@ def show(folder: Path, console: Console) -> None:
     for task, count in metrics.get("text_rows_per_epoch", {}).items():
         table.add_row(f"text rows per epoch: {task}", f"{count:,}")
     table.add_row("best epoch", str(metrics["best_epoch"]))
-    table.add_row(f"validation N@10 ({metrics['validation_users']:,} users)", f"{metrics['valid_ndcg@10']:.4f}")
+    table.add_row(
+        f"validation N@10 ({metrics['validation_users']:,} users)", f"{metrics['valid_ndcg@10']:.4f}"
+    )
     console.print(table)

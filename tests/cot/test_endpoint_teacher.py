@@ -321,6 +321,7 @@ def test_a_server_that_dies_is_given_up_after_a_while(server, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_real_model_behind_a_real_server(tmp_path):
     url, model = os.environ.get("LASAR_TEACHER_URL"), os.environ.get("LASAR_TEACHER_MODEL")
     if not url or not model:
@@ -344,7 +345,7 @@ def test_a_real_model_behind_a_real_server(tmp_path):
         )
         return with_model.write(
             [TrainingRow(n, 1, np.array([n, n + 1], np.int32), np.zeros(2, np.int32), np.array([n + 3], np.int32))
-             for n in range(5)]
+             for n in range(3)]
         )  # fmt: skip
 
     found = write()
