@@ -24,8 +24,11 @@ help: ## list the targets
 demo: $(VENV)/.installed ## train on a real shop's orders and print recommendations (minutes; then seconds)
 	@$(BIN)/lasar data get online_retail
 	@$(BIN)/lasar data get all-minilm-l6-v2
-	@$(BIN)/lasar run recipes/demo.yaml
+	@$(BIN)/lasar run recipes/demo.yaml --until sft
 	@$(BIN)/lasar recommend runs/demo --user $(DEMO_USER) --exclude-seen
+	@echo "these were Stage 1's first recommendations; now the model learns to think before it answers"
+	@$(BIN)/lasar run recipes/demo.yaml
+	@$(BIN)/lasar explain runs/demo --user $(DEMO_USER) --exclude-seen
 	@echo "report: runs/demo/report/report.html (one file, open it in a browser)"
 	@echo "more:   $(BIN)/lasar recommend --help"
 

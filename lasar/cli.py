@@ -21,7 +21,7 @@ from lasar import __version__
 from lasar.artifacts import MANIFEST, read_json, run_stage, stage_state, write_json
 from lasar.cli_tables import print_explanation, print_history, print_recommendations
 from lasar.config import Recipe, load_recipe
-from lasar.errors import ArtifactError, DataError, LasarError, nearest
+from lasar.errors import ArtifactError, ConfigError, DataError, LasarError, nearest
 from lasar.stages import STAGES
 
 app = typer.Typer(
@@ -85,12 +85,21 @@ def _root(
 
 
 @app.command()
-def run(recipe: RecipePath, overrides: Overrides = None) -> None:
+def run(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    until: Annotated[str | None, typer.Option(help="Stop after this stage.")] = None,
+) -> None:
     """Run every stage of a recipe; finished ones are skipped, a killed one continues."""
     loaded = _load(recipe, overrides)
+    stages = loaded.stages
+    if until is not None:
+        if until not in stages:
+            raise ConfigError(f"--until {until}: no such stage in {recipe}{nearest(until, stages)}")
+        stages = stages[: stages.index(until) + 1]
     for stage in loaded.stages:  # a wrong path or name is found now, not when its stage begins
         STAGES[stage].sources(loaded.configs[stage])
-    for stage in loaded.stages:
+    for stage in stages:
         _run_and_show(loaded, stage)
     Console().print(f"finished; results are in [bold]{loaded.run_dir}[/]")
 
@@ -114,6 +123,46 @@ def status(run: RunPath) -> None:
         seconds = f"{read_json(folder / MANIFEST)['seconds']:,.1f}" if (folder / MANIFEST).is_file() else ""
         table.add_row(stage, state, seconds, str(folder))
     Console().print(table)
+
+
+@app.command()
+def study(
+    file: Annotated[Path, typer.Argument(metavar="STUDY", help="YAML file of the study.")],
+    overrides: Overrides = None,
+    seed: Annotated[list[int] | None, typer.Option(help="Run only this seed; repeat.")] = None,
+    arm: Annotated[list[str] | None, typer.Option(help="Run only this arm; repeat.")] = None,
+    table: Annotated[bool, typer.Option("--table", help="Run nothing, print the table.")] = False,
+    save: Annotated[bool, typer.Option("--save", help="Run nothing, print the table and save it.")] = False,
+    results: Annotated[Path, typer.Option(help="Where --save puts it.")] = Path("results/studies"),
+    device: Annotated[
+        str | None, typer.Option(help="Where it was trained, for --save; else this machine.")
+    ] = None,
+) -> None:
+    """Run an experiment's arms over several seeds, and print how they compare."""
+    from lasar.evaluation.results import current_commit, this_device
+    from lasar.evaluation.study_table import write_study
+    from lasar.evaluation.study_view import print_study
+    from lasar.study.files import load_study
+    from lasar.study.reading import finished_cells, study_result
+    from lasar.study.running import run_study
+
+    loaded, console = load_study(file, overrides=overrides or ()), Console()
+    if not (table or save):
+        run_study(loaded, seeds=seed, arms=arm, say=lambda line: console.print(line, highlight=False))
+    cells, stale = finished_cells(loaded)
+    for line in stale:
+        console.print(f"out of date, not in the table: {line}", highlight=False, markup=False)
+    done, planned = sum(not cell.before for cell in cells), len(loaded.file.seeds) * len(loaded.arms)
+    console.print(f"{done} of {planned} cells are finished in {loaded.root}", highlight=False)
+    if not done and save:
+        raise ArtifactError(f"{loaded.root}: nothing to save; run: lasar study {file}")
+    if done:
+        result = study_result(
+            loaded, cells, device=device or this_device(), commit=current_commit() if save else ""
+        )
+        print_study(result, console)
+        if save:
+            write_study(results / f"{result.name}.json", result)
 
 
 @app.command()

@@ -1,6 +1,6 @@
-"""Results as data: every number that a document quotes is a row of `results/results.jsonl`.
+"""Results as data: what a document quotes is a row of `results/results.jsonl` or in a file of `results/studies/`.
 
-`docs/results.md` and its plots are generated from the rows; `check` says whether they still agree.
+`docs/results.md` and its plots are generated from them; `check` says whether they still agree.
 """
 
 import json
@@ -18,8 +18,10 @@ from lasar.artifacts import read_json, read_manifest
 from lasar.config import StageConfig, parse_section
 from lasar.errors import ConfigError, DataError
 from lasar.evaluation.results_page import render_page, render_plots
+from lasar.evaluation.study_table import read_studies
 
 JSONL = Path("results/results.jsonl")
+STUDIES = "studies"  # folder beside the rows: one JSON file per study
 PAGE = Path("docs/results.md")
 REQUIRED_METRICS = ("hr@10", "recall@10", "ndcg@10")
 
@@ -222,10 +224,10 @@ def this_device() -> str:
 
 
 def write_document(results: Path = JSONL, docs: Path = PAGE) -> list[Path]:
-    """Regenerate the results page and its plots (in the page's folder) from the rows.
+    """Regenerate the results page and its plots (in the page's folder) from the rows and the studies.
 
     Args:
-        results: the rows.
+        results: the rows; the studies lie in the folder `studies` beside them.
         docs: the page; only what stands between its markers is replaced.
 
     Returns:
@@ -257,4 +259,5 @@ def _expected(results: Path, docs: Path) -> dict[Path, str]:
     rows = read_rows(results)
     existing = docs.read_text(encoding="utf-8") if docs.is_file() else None
     plots = {docs.parent / name: svg for name, svg in render_plots(rows).items()}
-    return {docs: render_page(rows, existing=existing), **plots}
+    studies = read_studies(results.parent / STUDIES)
+    return {docs: render_page(rows, studies=studies, existing=existing), **plots}

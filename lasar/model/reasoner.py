@@ -97,8 +97,13 @@ class LatentReasoner(nn.Module):
                 are batched.
 
         Raises:
-            ConfigError: the depth is not between 0 and N_max.
+            ConfigError: the depth is not between 0 and N_max, or to be `sampled` where no Policy Head was trained.
         """
+        if depth == "sampled" and self.settings.fixed_depth is not None:
+            raise ConfigError(
+                f"depth='sampled': this model always reasons for {self.settings.fixed_depth} latent steps; "
+                "use 'auto' or a number"
+            )
         fixed = self.settings.fixed_depth if depth == "auto" else depth
         batch = len(prefix.tip_B1)
         if isinstance(fixed, int):

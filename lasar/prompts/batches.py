@@ -101,19 +101,29 @@ def epoch_batches(
     return [_stack([rows[index] for index in group], vocabulary.pad) for group in groups]
 
 
-def bucket_by_length(lengths: Sequence[int], batch_tokens: int, rng: np.random.Generator) -> list[list[int]]:
+def bucket_by_length(
+    lengths: Sequence[int] | Sequence[Sequence[int]], batch_tokens: int, rng: np.random.Generator
+) -> list[list[int]]:
     """Group rows of similar length so that each group, padded, has at most `batch_tokens` tokens.
 
     Rows of equal length are in random order, and so are the groups.
+
+    Args:
+        lengths: tokens of each row, or of each of its parts where every part is padded by itself.
+        batch_tokens: of a group; a single row may exceed it.
+        rng: orders rows and groups.
     """
-    order = rng.permutation(len(lengths))
-    order = order[np.argsort(np.asarray(lengths)[order], kind="stable")]
+    parts_RF = np.atleast_2d(np.asarray(lengths, dtype=np.int64).T).T
+    order = rng.permutation(len(parts_RF))
+    order = order[np.argsort(parts_RF.sum(axis=1)[order], kind="stable")]
     groups: list[list[int]] = []
     group: list[int] = []
+    widest_F = np.zeros(parts_RF.shape[1], dtype=np.int64)
     for index in order.tolist():
-        if group and (len(group) + 1) * lengths[index] > batch_tokens:
+        widest_F = np.maximum(widest_F, parts_RF[index])
+        if group and (len(group) + 1) * widest_F.sum() > batch_tokens:
             groups.append(group)
-            group = []
+            group, widest_F = [], parts_RF[index]
         group.append(index)
     if group:
         groups.append(group)

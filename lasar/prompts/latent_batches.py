@@ -74,8 +74,10 @@ class _Row:
     branch: Int64Array  # [A]
     items: Int32Array  # [A]
 
-    def size(self, levels: int) -> int:
-        return len(self.trunk) + int((self.depths + 2).sum()) + len(self.items) * (levels - 1)
+    def parts(self, levels: int, max_depth: int) -> list[int]:
+        """Tokens of what is padded by itself: trunk, `<s>` and `<e>`, codes, and each latent step."""
+        running = (self.depths[:, None] > np.arange(max_depth)).sum(axis=0)
+        return [len(self.trunk), 2 * len(self.depths), len(self.items) * (levels - 1), *running.tolist()]
 
 
 def latent_batches(
@@ -128,7 +130,10 @@ def latent_batches(
             )  # fmt: skip
             if len(row.items):
                 rows.append(row)
-    groups = bucket_by_length([row.size(vocabulary.num_levels) for row in rows], batch_tokens, rng)
+    deepest = max((int(row.depths.max()) for row in rows), default=0)
+    groups = bucket_by_length(
+        [row.parts(vocabulary.num_levels, deepest) for row in rows], batch_tokens, rng
+    )
     return [
         _stack([rows[index] for index in group], tokens_IL, pad=vocabulary.pad, max_depth=max_depth)
         for group in groups

@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from lasar.errors import DataError, require
 from lasar.progress import progress
+from lasar.sid import ngram_encoder
 
 DEFAULT_TEXT_MODEL = "data/all-minilm-l6-v2"
 
@@ -55,7 +56,7 @@ def load_text_encoder(
     further.
 
     Args:
-        text_model: local folder or hub id.
+        text_model: local folder or hub id, or `ngrams` for the encoder that needs no model.
         batch_size: texts per forward pass.
         max_tokens: longer texts are cut, at most at the model's own limit.
         field: the config field that names the model, for errors.
@@ -64,6 +65,8 @@ def load_text_encoder(
         DataError: the model cannot be loaded.
         MissingExtraError: sentence-transformers is not installed.
     """
+    if text_model == ngram_encoder.NAME:
+        return ngram_encoder.encode_ngrams
     folder = local_model_folder(text_model, field=field)
     library = require("sentence_transformers", extra="embed")
     transformers_logging = require("transformers.utils.logging", extra="embed")

@@ -47,7 +47,7 @@ class Config(StageConfig):
     context: Literal["alone", "in_context"] = "alone"
     """What the backbone reads: the segment alone, or the history and the rationale up to the segment's end."""
     text_model: str = DEFAULT_TEXT_MODEL
-    """sentence-transformers model that segments, and is the source `encoder`: a local folder or a hub id."""
+    """sentence-transformers model that segments, and is the source `encoder`: a local folder, a hub id, or `ngrams`."""
     max_tokens: Annotated[int, pydantic.Field(ge=1)] = 128
     """Longer sentences and item texts are cut."""
     batch_size: Annotated[int, pydantic.Field(ge=1)] = 32

@@ -28,7 +28,7 @@ class Config(StageConfig):
     """Vectors from item text, from co-occurrence in training histories, or from both side by side."""
     text_model: str = DEFAULT_TEXT_MODEL
     """sentence-transformers model: a local folder or a hub id. `lasar data get all-minilm-l6-v2` fetches the
-    default."""
+    default; `ngrams` needs none, and sees shared words only."""
     max_tokens: int = 128
     """Longer texts are cut (at most at the model's own limit)."""
     batch_size: int = 64

@@ -119,6 +119,8 @@ def fit(
         description: of the progress bar.
     """
     accelerate = require("accelerate", extra="train")
+    # Stages of one run may differ in precision, but Accelerate keeps the first one's for the whole process.
+    accelerate.state.AcceleratorState._reset_state()
     accelerator = accelerate.Accelerator(mixed_precision="bf16" if plan.precision == "bf16" else "no")
     optimizer = build_optimizer(model, learning_rate=plan.learning_rate, weight_decay=plan.weight_decay)
     model, optimizer = accelerator.prepare(model, optimizer)

@@ -36,8 +36,8 @@ def probe(
     Returns:
         `ce`: cross-entropy of an answer, all codes, nats. `alignment`: mean over samples of the mean over steps.
         `alignment_1` ...: mean distance of h_t to its anchor. `step_1` ...: mean relative change of h_t against
-        h_{t-1}. `depth_accuracy`: how often the Policy Head's choice is the rationale's depth. `norm_ratio`: of what is
-        fed back against token embeddings.
+        h_{t-1}. `depth_accuracy`: how often the Policy Head's choice is the rationale's depth, where it chooses.
+        `norm_ratio`: of what is fed back against token embeddings.
     """
     kind: Alignment = "kl" if alignment == "none" else alignment
     totals = _Means()
@@ -62,7 +62,7 @@ def probe(
             totals.add(f"alignment_{step + 1}", float(loss_BPN[..., step].sum()), int(aligned_BP.sum()))
             totals.add(f"step_{step + 1}", float(change_BPN[..., step][taken_BP].sum()), int(taken_BP.sum()))
         totals.add("norm_ratio", float(done.latents.norm_ratio), 1)
-        if reasoner.policy_head is not None:
+        if reasoner.policy_head is not None and reasoner.settings.fixed_depth is None:
             supervised_BP = torch.from_numpy(batch.supervised_BP).to(device) & (depths_BP > 0)
             right_BP = reasoner.policy_head(hidden_BPND[:, :, 0]).argmax(-1) + 1 == depths_BP
             totals.add("depth_accuracy", float(right_BP[supervised_BP].sum()), int(supervised_BP.sum()))

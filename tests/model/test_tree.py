@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lasar.model.tree import Tree
+from lasar.model.tree import Tree, chains, with_trunk
 
 
 @st.composite
@@ -53,3 +53,44 @@ def test_trunk_ends_are_the_parents_of_what_continues_the_trunk():
     nodes = tree.grow(tree.trunk_ends_B1)
     assert nodes.position_BQ.tolist() == [[3], [1]]
     assert nodes.mask_BQK[:, 0].tolist() == [[True, True, True, True], [True, False, False, True]]
+
+
+@given(growths(), st.integers(1, 4), st.data())
+def test_chains_are_paths_that_share_nothing(growth, length, data):
+    """Every chain is its start's path and its own tokens, in order; another chain's tokens are never seen."""
+    lengths, width, calls = growth
+    tree = Tree(torch.tensor(lengths), width)
+    for rows in calls:
+        tree.grow(torch.tensor(rows, dtype=torch.int64).reshape(len(lengths), -1))
+    first, count = tree.num_keys, data.draw(st.integers(1, 4))
+    starts = [
+        [data.draw(st.sampled_from([*range(size), *range(width, first)])) for _ in range(count)]
+        for size in lengths
+    ]
+    parents = chains(torch.tensor(starts), length=length, first=first)
+    before = tree.grow(torch.tensor(starts))  # what one token behind each start sees: the start's own path
+    shift = tree.num_keys - first
+    nodes = tree.grow(torch.where(parents >= first, parents + shift, parents))
+    assert parents.shape == (len(lengths), count * length)
+    for b in range(len(lengths)):
+        for a in range(count):
+            path = before.mask_BQK[b, a].nonzero()[:, 0].tolist()[:-1]
+            for n in range(length):
+                q = a * length + n
+                own = [tree.num_keys - count * length + a * length + m for m in range(n + 1)]
+                assert nodes.mask_BQK[b, q].nonzero()[:, 0].tolist() == path + own
+                assert nodes.position_BQ[b, q] == before.position_BQ[b, a] + n
+
+
+@given(growths())
+def test_with_trunk_is_a_causal_trunk_above_the_branches(growth):
+    lengths, width, calls = growth
+    rows = calls[0] if calls else [[] for _ in lengths]
+    tree = Tree(torch.tensor(lengths), width)
+    nodes = tree.grow(torch.tensor(rows, dtype=torch.int64).reshape(len(lengths), -1))
+    mask = with_trunk(nodes, width)
+    assert mask.shape == (len(lengths), width + len(rows[0]), width + len(rows[0]))
+    for b in range(len(lengths)):
+        for t in range(width):
+            assert mask[b, t].nonzero()[:, 0].tolist() == list(range(t + 1))
+        assert torch.equal(mask[b, width:], nodes.mask_BQK[b])

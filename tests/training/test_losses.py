@@ -3,14 +3,16 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.nn import functional
 
 from lasar.data.interactions import TrainSequence
 from lasar.decoding.trie import Trie
-from lasar.model.backbone import build_preset
+from lasar.model.backbone import build_preset, output_table
 from lasar.prompts.batches import epoch_batches
 from lasar.prompts.vocabulary import Normalise, Vocabulary
-from lasar.training.losses import tree_loss
+from lasar.training.losses import code_loss, code_nll, tree_loss
 
 CODES = np.array([[0, 1], [0, 2], [1, 1], [3, 0], [3, 3], [3, 1]], np.int32)
 VOCABULARY = Vocabulary(num_levels=2, codebook_size=4)
@@ -120,3 +122,39 @@ def test_every_item_of_an_order_is_predicted_from_its_opening():
     torch.testing.assert_close(result.total, total, atol=1e-5, rtol=1e-5)
     for name, parameter in MODEL.named_parameters():
         torch.testing.assert_close(gradient[name], parameter.grad, atol=1e-5, rtol=1e-4)
+
+
+@settings(max_examples=25)
+@given(
+    st.lists(st.tuples(st.integers(0, 5), st.integers(0, 1)), min_size=1, max_size=8),
+    st.sampled_from(["trie", "level", "sid", "full"]),
+)
+def test_nll_of_every_prediction_is_its_own(predictions, normalise):
+    """One row per prediction, in the order given, whatever level it is of."""
+    vocabulary = dataclasses.replace(VOCABULARY, normalise=normalise)
+    items, levels = (torch.tensor(column) for column in zip(*predictions, strict=True))
+    hidden = torch.randn(len(items), 32, generator=torch.Generator().manual_seed(len(items)))
+    targets = torch.from_numpy(vocabulary.item_tokens(CODES)).long()[items, levels]
+    found = code_nll(MODEL, hidden, targets, items, vocabulary=vocabulary, trie=TRIE)
+    logits = hidden @ output_table(MODEL).T
+    for row, (item, level) in enumerate(predictions):
+        codes, start = CODES[item].tolist(), vocabulary.level_start(level)
+        rivals = {
+            "trie": sorted({start + int(c[level]) for c in CODES if c[:level].tolist() == codes[:level]}),
+            "level": list(range(start, start + 4)),
+            "sid": list(range(vocabulary.first_code, vocabulary.size)),
+            "full": list(range(vocabulary.size)),
+        }[normalise]
+        expected = -logits[row, rivals].log_softmax(0)[rivals.index(start + codes[level])]
+        torch.testing.assert_close(found[row], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_loss_of_a_batch_is_the_sum_of_its_predictions():
+    items, levels = torch.tensor([0, 3, 4, 2]), torch.tensor([0, 1, 1, 0])
+    hidden = torch.randn(4, 32, generator=torch.Generator().manual_seed(0))
+    targets = torch.from_numpy(VOCABULARY.item_tokens(CODES)).long()[items, levels]
+    nll = code_nll(MODEL, hidden, targets, items, vocabulary=VOCABULARY, trie=TRIE)
+    loss = code_loss(MODEL, hidden, targets, items, vocabulary=VOCABULARY, trie=TRIE)
+    torch.testing.assert_close(loss.total, nll.sum())
+    torch.testing.assert_close(loss.by_level, torch.stack([nll[[0, 3]].sum(), nll[[1, 2]].sum()]).detach())
+    assert loss.counts.tolist() == [2, 2]

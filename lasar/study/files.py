@@ -1,0 +1,191 @@
+"""Study files: what they may say, and everything that can be checked before anything runs."""
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lasar.config import Recipe, StageConfig, load_recipe, parse_section, read_yaml
+from lasar.errors import ConfigError, nearest
+from lasar.stages import STAGES, evaluate
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+_OF_THE_STUDY = ("name", "seed", "stages")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyFile(StageConfig):
+    """What a study file may say."""
+
+    name: str
+    """Name of the study."""
+    base: Path
+    """The recipe that the arms change, relative to the study file."""
+    seeds: tuple[int, ...]
+    """Every arm is run with each of them."""
+    once: tuple[str, ...] = ()
+    """Stages run once, with the first seed."""
+    per_seed: tuple[str, ...] = ()
+    """Stages run once per seed, shared by all arms."""
+    per_arm: tuple[str, ...]
+    """Stages run for every arm and seed; `evaluate` is one."""
+    reference: str
+    """The arm that every other is compared with."""
+    model: str
+    """The stage whose model is compared."""
+    arms: dict[str, dict[str, Any] | None]
+    """Arm -> what it changes: `stage.key: value`."""
+    also_report: dict[str, str] = field(default_factory=dict)
+    """Label -> `stage/file.json:key.path` of a further number to show."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A validated study."""
+
+    path: Path
+    file: StudyFile
+    root: Path
+    overrides: tuple[str, ...]
+
+    @property
+    def arms(self) -> dict[str, dict[str, Any]]:
+        """Arm -> what it changes."""
+        return {arm: dict(changes or {}) for arm, changes in self.file.arms.items()}
+
+    @property
+    def base(self) -> Path:
+        """Path of the base recipe."""
+        return self.path.parent / self.file.base
+
+    def once(self) -> Recipe:
+        """The stages shared by all seeds, as a recipe of its own."""
+        return self._recipe(self.root / "once", self.file.once, seed=self.file.seeds[0])
+
+    def of_seed(self, seed: int) -> Recipe:
+        """The stages shared by all arms of a seed."""
+        return self._recipe(self.root / f"seed-{seed}", self.file.per_seed, seed=seed)
+
+    def of_cell(self, seed: int, arm: str) -> Recipe:
+        """An arm's own stages."""
+        # JSON is YAML, so a value arrives as it was read
+        changes = [f"{key}={json.dumps(value)}" for key, value in self.arms[arm].items()]
+        try:
+            return self._recipe(
+                self.root / f"seed-{seed}" / arm, self.file.per_arm, seed=seed, changes=changes
+            )
+        except ConfigError as error:
+            raise ConfigError(f"{self.path}: arms.{arm}: {error}") from None
+
+    def shared(self, seed: int) -> dict[str, Path]:
+        """Folder of every stage that the arms of a seed share."""
+        once = {stage: self.root / "once" / stage for stage in self.file.once}
+        return once | {stage: self.root / f"seed-{seed}" / stage for stage in self.file.per_seed}
+
+    def _recipe(
+        self, run_dir: Path, stages: Sequence[str], *, seed: int, changes: Sequence[str] = ()
+    ) -> Recipe:
+        own = {
+            "name": self.file.name, "seed": seed, "run_dir": str(run_dir), "stages": list(stages),
+        }  # fmt: skip
+        fixed = [f"{key}={json.dumps(value)}" for key, value in own.items()]
+        sections = {name: module.Config for name, module in STAGES.items()}
+        return load_recipe(self.base, overrides=[*self.overrides, *changes, *fixed], sections=sections)
+
+
+def load_study(path: Path, *, overrides: Iterable[str] = ()) -> Study:
+    """Read a study file and check everything that can be checked before anything runs.
+
+    Args:
+        path: the YAML file.
+        overrides: `run_dir=PATH` moves the study; `stage.key=value` changes the base recipe of every arm.
+
+    Raises:
+        ConfigError: the file, an arm's change, the base recipe or an override is wrong.
+    """
+    file = parse_section(StudyFile, read_yaml(path), where=str(path))
+    root, others = Path("runs/study") / file.name, []
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key in _OF_THE_STUDY:
+            raise ConfigError(f"override {override!r}: the study file decides it; choose with --seed, --arm")
+        if key == "run_dir":
+            root = Path(value).expanduser()
+        else:
+            others.append(override)
+    study = Study(path=path, file=file, root=root, overrides=tuple(others))
+    _check_names(study)
+    _check_stages(study)
+    for arm in study.arms:
+        _check_arm(study, arm)
+    return study
+
+
+def _check_names(study: Study) -> None:
+    path, file = study.path, study.file
+    for key, value in (("name", file.name), *(("arms", arm) for arm in file.arms)):
+        if not _NAME.fullmatch(value):
+            raise ConfigError(f"{path}: {key}: {value!r} is no folder name; use letters, digits, '_', '-'")
+        if key == "arms" and value in STAGES:
+            raise ConfigError(f"{path}: arms: {value!r} is the name of a stage; call the arm something else")
+    for key in ("seeds", "arms"):
+        if not getattr(file, key):
+            raise ConfigError(f"{path}: {key}: give at least one")
+    if len(set(file.seeds)) != len(file.seeds):
+        raise ConfigError(f"{path}: seeds: {list(file.seeds)} names a seed twice")
+    if file.reference not in file.arms:
+        raise ConfigError(
+            f"{path}: reference: no arm is called {file.reference!r}{nearest(file.reference, file.arms)}"
+        )
+    for label, place in file.also_report.items():
+        if not re.fullmatch(r"[^:]+/[^:]+\.json:.+", place):
+            raise ConfigError(
+                f"{path}: also_report.{label}: expected stage/file.json:key.path, got {place!r}"
+            )
+
+
+def _check_stages(study: Study) -> None:
+    """Every stage is in one list, and reads only what its own or an outer level has made before it."""
+    path, seen = study.path, dict[str, str]()
+    for key in ("once", "per_seed", "per_arm"):
+        for stage in getattr(study.file, key):
+            if stage not in STAGES:
+                raise ConfigError(f"{path}: {key}: unknown stage {stage!r}{nearest(stage, STAGES)}")
+            if stage in seen:
+                raise ConfigError(f"{path}: {key}: {stage!r} is in {seen[stage]!r} already; name it once")
+            seen[stage] = key
+    if seen.get("evaluate") != "per_arm":
+        raise ConfigError(f"{path}: per_arm: must hold 'evaluate', which measures the arms")
+    made: set[str] = set()
+    recipes = (study.once(), study.of_seed(study.file.seeds[0]))
+    for recipe in (*recipes, *(study.of_cell(study.file.seeds[0], arm) for arm in study.arms)):
+        for stage in recipe.stages:
+            for upstream in STAGES[stage].inputs(recipe.configs[stage]):
+                if upstream not in made:
+                    raise ConfigError(
+                        f"{path}: {seen[stage]}: {stage!r} reads {upstream!r}; "
+                        f"name it in the same list or in one before it"
+                    )
+            made.add(stage)
+
+
+def _check_arm(study: Study, arm: str) -> None:
+    path, file = study.path, study.file
+    for key in study.arms[arm]:
+        stage = key.partition(".")[0]
+        if stage not in file.per_arm:
+            raise ConfigError(
+                f"{path}: arms.{arm}: {key!r} changes nothing that is run per arm; "
+                f"per_arm holds {', '.join(file.per_arm)}{nearest(stage, file.per_arm)}"
+            )
+    for seed in file.seeds:
+        config = study.of_cell(seed, arm).configs["evaluate"]
+        assert isinstance(config, evaluate.Config)
+        evaluated = (config.model, *config.also)
+        if file.model not in evaluated:
+            raise ConfigError(
+                f"{path}: model: {file.model!r} is not evaluated in arm {arm!r}{nearest(file.model, evaluated)}; "
+                f"set evaluate.model or evaluate.also in {study.base}"
+            )

@@ -1,0 +1,183 @@
+"""Read what a study has finished, and make its table."""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lasar.artifacts import MANIFEST, content_hash, read_json, read_manifest
+from lasar.config import Recipe, parse_section
+from lasar.errors import DataError, LasarError
+from lasar.evaluation.study_table import METRICS, Cell, StudyResult, build_rows
+from lasar.stages import STAGES, evaluate
+from lasar.study.files import Study
+
+
+def finished_cells(study: Study) -> tuple[list[Cell], list[str]]:
+    """Read what is finished with the settings that the study file has now.
+
+    Returns:
+        The cells; and one line for each that was made with other settings, naming the first difference.
+
+    Raises:
+        DataError: an evaluation lacks a metric.
+        ArtifactError: a file of `also_report` is missing.
+    """
+    cells: dict[tuple[int, str], Cell] = {}
+    stale = []
+    order = sorted(study.arms, key=lambda arm: arm != study.file.reference)
+    for seed in study.file.seeds:
+        for arm in order:
+            recipe = study.of_cell(seed, arm)
+            if not (recipe.run_dir / "evaluate" / MANIFEST).is_file():
+                continue
+            parts = (study.once(), study.of_seed(seed), recipe)
+            reason = next(
+                (found for part in parts for stage in part.stages if (found := _stale(part, stage))), ""
+            )
+            if reason:
+                stale.append(f"seed {seed}, {arm}: {reason}")
+                continue
+            config = recipe.configs["evaluate"]
+            assert isinstance(config, evaluate.Config)
+            cells[seed, arm] = _cell(study, recipe, config, arm=arm, method=study.file.model)
+            for method in config.also:
+                if method in study.shared(seed) and (seed, method) not in cells:
+                    cells[seed, method] = _cell(study, recipe, config, arm=method, method=method)
+    return list(cells.values()), stale
+
+
+def study_result(study: Study, cells: Sequence[Cell], *, device: str, commit: str) -> StudyResult:
+    """The table of the finished cells, with where it comes from.
+
+    Args:
+        study: the study.
+        cells: at least one.
+        device: where it was trained.
+        commit: of this repository.
+
+    Raises:
+        DataError: the cells do not belong in one table.
+    """
+    done = [cell for cell in cells if not cell.before]
+    folders = [study.of_cell(cell.seed, cell.arm).run_dir for cell in done]
+    facts = {
+        folder: {
+            "dataset": metrics["dataset"], "split": metrics["split_kind"], "evaluated_on": metrics["split"],
+            "exclude_seen": metrics["exclude_seen"], "num_users": metrics["num_users"],
+        }
+        for folder in folders
+        for metrics in [read_json(folder / "evaluate" / "metrics.json")]
+    }  # fmt: skip
+    first = facts[folders[0]]
+    for folder, others in facts.items():
+        for key, value in others.items():
+            if value != first[key]:
+                raise DataError(
+                    f"{folder}: {key} is {value}, but {first[key]} in {folders[0]}; arms must be evaluated alike"
+                )
+    versions = {json.dumps(read_manifest(folder / study.file.model)["versions"]): None for folder in folders}
+    seed = done[0].seed
+    return StudyResult(
+        name=study.file.name,
+        file=_portable(study.path),
+        base=_portable(study.base),
+        **first,
+        model=study.file.model,
+        reference=study.file.reference,
+        planned_seeds=study.file.seeds,
+        shared=_settings(study.once()) | _settings(study.of_seed(seed)),
+        rows=build_rows(
+            cells, study.file.reference, changes=study.arms,
+            settings={arm: _settings(study.of_cell(seed, arm)) for arm in study.arms},
+        ),
+        device=device,
+        commit=commit,
+        versions=tuple(json.loads(text) for text in versions),
+    )  # fmt: skip
+
+
+def _stale(recipe: Recipe, stage: str) -> str:
+    """Why an artifact is not the one that the recipe describes; empty if it is.
+
+    By settings, seed and inputs, without hashing sources: tables are printed where the data need not be, and a key
+    that was added with a default since is not a difference.
+    """
+    folder, now = recipe.run_dir / stage, recipe.configs[stage]
+    try:
+        manifest = read_manifest(folder)
+        then = parse_section(type(now), manifest["config"], where=f"{folder}: config")
+        if manifest["seed"] != recipe.seed:
+            return f"{stage} was run with seed {manifest['seed']}"
+        for upstream in STAGES[stage].inputs(now):
+            if manifest["inputs"].get(upstream) != content_hash(recipe.run_dir / upstream):
+                return f"{stage} was run on another {upstream}"
+    except LasarError as error:
+        return str(error)
+    was, is_now = _flat(then.as_dict()), _flat(now.as_dict())
+    keys = [key for key in is_now | was if was.get(key) != is_now.get(key)]
+    return f"{stage}.{keys[0]} was {was.get(keys[0])}, is {is_now.get(keys[0])}" if keys else ""
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        nested = isinstance(value, Mapping) and value
+        flat |= _flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return flat
+
+
+def _cell(study: Study, recipe: Recipe, config: evaluate.Config, *, arm: str, method: str) -> Cell:
+    import polars as pl
+
+    run_dir, before = recipe.run_dir, arm not in study.arms
+    found = pl.read_parquet(run_dir / "evaluate" / "per_user.parquet").filter(pl.col("method") == method)
+    for metric in METRICS:
+        if metric not in found.columns:
+            raise DataError(f"{run_dir / 'evaluate'}: no {metric!r}; a study needs evaluate.k=10 or more")
+    depth = read_json(run_dir / "evaluate" / "metrics.json")["depth"]["mean"]
+    return Cell(
+        arm=arm,
+        seed=recipe.seed,
+        users_U=found["user_index"].to_numpy().astype(np.int32),
+        values={metric: found[metric].to_numpy().astype(np.float64) for metric in METRICS},
+        depth=depth if method == config.model else None,
+        seconds=read_manifest(run_dir / method)["seconds"],
+        reported={
+            label: None if before else _reported(run_dir, place)
+            for label, place in study.file.also_report.items()
+        },
+        before=before,
+    )
+
+
+def _reported(run_dir: Path, place: str) -> float | None:
+    file, _, keys = place.partition(":")
+    value = read_json(run_dir / file)
+    for key in keys.split("."):
+        value = value.get(key) if isinstance(value, dict) else None
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _settings(recipe: Recipe) -> dict[str, dict[str, Any]]:
+    """Resolved values of a recipe's stages; of paths on this machine, only the last part."""
+    return {stage: _plain(dataclasses.asdict(recipe.configs[stage])) for stage in recipe.stages}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, Path | str):
+        return Path(value).name if str(value).startswith(("/", "..", "~")) else str(value)
+    return value
+
+
+def _portable(path: Path) -> str:
+    """A path as seen from the checkout, or its last part."""
+    inside = path.resolve().is_relative_to(Path.cwd())
+    return path.resolve().relative_to(Path.cwd()).as_posix() if inside else path.name

@@ -1,0 +1,89 @@
+"""Run a study's stages, level by level, each level a run folder whose shared stages are symlinks."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from lasar.artifacts import MANIFEST, read_json, run_stage, write_json
+from lasar.config import Recipe
+from lasar.errors import ArtifactError, ConfigError
+from lasar.stages import STAGES
+from lasar.study.files import Study
+
+T = TypeVar("T", str, int)
+
+
+def run_study(
+    study: Study,
+    *,
+    seeds: Sequence[int] | None = None,
+    arms: Sequence[str] | None = None,
+    say: Callable[[str], None],
+) -> None:
+    """Run seed by seed what is not up to date; a killed study continues.
+
+    Args:
+        study: what to run.
+        seeds: only these seeds.
+        arms: only these arms.
+        say: called with one line per stage and cell.
+
+    Raises:
+        ConfigError: a seed or an arm is not of the study.
+        LasarError: a stage cannot run.
+    """
+    seeds = _chosen(seeds, study.file.seeds, "--seed", study.path)
+    arms = _chosen(arms, tuple(study.arms), "--arm", study.path)
+    first = study.once()
+    for recipe in (first, study.of_seed(seeds[0]), *(study.of_cell(seeds[0], arm) for arm in arms)):
+        for stage in recipe.stages:  # a wrong path is found now, not when its stage begins
+            STAGES[stage].sources(recipe.configs[stage])
+    _run(first, shared={}, say=say)
+    number = 0
+    for seed in seeds:
+        shared = study.shared(seed)
+        once = {stage: shared[stage] for stage in study.file.once}
+        _run(study.of_seed(seed), shared=once, say=say)
+        for arm in arms:
+            number += 1
+            say(f"cell {number} of {len(seeds) * len(arms)}: seed {seed}, {arm}")
+            _run(study.of_cell(seed, arm), shared=shared, say=say)
+
+
+def _chosen(given: Sequence[T] | None, valid: Sequence[T], option: str, path: Path) -> list[T]:
+    """What was asked for, in the study's order."""
+    for value in given or ():
+        if value not in valid:
+            known = ", ".join(map(str, valid))
+            raise ConfigError(f"{option} {value}: not in {path}, which has {known}")
+    return [value for value in valid if not given or value in given]
+
+
+def _run(recipe: Recipe, *, shared: Mapping[str, Path], say: Callable[[str], None]) -> None:
+    for stage, folder in shared.items():
+        _link(recipe.run_dir / stage, folder)
+    for stage in recipe.stages:
+        folder = recipe.run_dir / stage
+        if folder.is_symlink():  # it was shared when the study file said so
+            folder.unlink()
+        ran = run_stage(stage, STAGES[stage], recipe)
+        written = recipe.run_dir / "recipe.json"
+        if ran or not written.is_file():
+            write_json(written, recipe.as_dict())
+        seconds = read_json(folder / MANIFEST)["seconds"]
+        say(f"{folder}: " + (f"done in {seconds:,.1f} s" if ran else "up to date, skipped"))
+
+
+def _link(link: Path, target: Path) -> None:
+    """Make `link` a relative symlink to `target`; another process may be doing the same."""
+    link.parent.mkdir(parents=True, exist_ok=True)
+    if link.is_symlink() and link.resolve() != target.resolve():
+        link.unlink()
+    try:
+        link.symlink_to(os.path.relpath(target, link.parent), target_is_directory=True)
+    except FileExistsError:
+        if link.resolve() != target.resolve():
+            raise ArtifactError(
+                f"{link}: holds an artifact of its own, but the study shares {target}; move it away"
+            ) from None
