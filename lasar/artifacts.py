@@ -29,7 +29,8 @@ from lasar.errors import ArtifactError, DataError, LasarError, nearest
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 _VERSIONED_LIBRARIES = (
-    "lasar", "torch", "transformers", "tokenizers", "accelerate", "numpy", "polars", "faiss-cpu", "sentence-transformers",
+    "lasar", "torch", "transformers", "tokenizers", "accelerate", "numpy", "polars", "faiss-cpu",
+    "sentence-transformers", "openai",
 )  # fmt: skip
 
 

@@ -1,14 +1,13 @@
 """What a teacher gives for one training row: a text, how it went, what it cost."""
 
-import re
 from typing import Literal, NamedTuple, get_args
+
+from lasar.cot.segmentation import split_sentences
 
 Outcome = Literal["ok", "refused", "empty", "names_target", "failed", "over_budget"]
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 
 Intent = Literal["from_target", "history_only"]
-
-_SENTENCE_GAP = re.compile(r"(?<=[.!?])\s+")
 
 
 class Rationale(NamedTuple):
@@ -29,9 +28,9 @@ class Rationale(NamedTuple):
 
 
 def sentences(text: str) -> list[str]:
-    """Sentences of a rationale.
+    """Sentences of a rationale, without the white space around them; see `split_sentences`.
 
     >>> sentences("Bought 1.5 oz of cream. Likes it!")
     ['Bought 1.5 oz of cream.', 'Likes it!']
     """
-    return [sentence for sentence in _SENTENCE_GAP.split(text.strip()) if sentence]
+    return [part.strip() for part in split_sentences(text) if part.strip()]

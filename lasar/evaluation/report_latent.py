@@ -73,7 +73,7 @@ def depth_section(metrics: Mapping[str, Any], latency: Mapping[str, Any] | None)
 
 
 def _by_step(values: Mapping[str, float], key: str) -> list[float]:
-    found = []
+    found: list[float] = []
     while f"probe_{key}_{len(found) + 1}" in values:
         found.append(values[f"probe_{key}_{len(found) + 1}"])
     return found

@@ -131,9 +131,7 @@ def latent_batches(
             if len(row.items):
                 rows.append(row)
     deepest = max((int(row.depths.max()) for row in rows), default=0)
-    groups = bucket_by_length(
-        [row.parts(vocabulary.num_levels, deepest) for row in rows], batch_tokens, rng
-    )
+    groups = bucket_by_length([row.parts(vocabulary.num_levels, deepest) for row in rows], batch_tokens, rng)
     return [
         _stack([rows[index] for index in group], tokens_IL, pad=vocabulary.pad, max_depth=max_depth)
         for group in groups

@@ -27,8 +27,7 @@ def encode_ngrams(texts: list[str]) -> NDArray[np.float32]:
             hashed = zlib.crc32(part.encode("utf-8"))
             vector[hashed % WIDTH] += weight if hashed >> 16 & 1 else -weight
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    scaled: NDArray[np.float32] = vectors / np.where(norms > 0, norms, 1.0)
-    return scaled
+    return np.asarray(vectors / np.where(norms > 0, norms, 1.0), dtype=np.float32)
 
 
 def _parts(text: str) -> Iterator[tuple[str, float]]:

@@ -211,12 +211,10 @@ def show(folder: Path, console: Console) -> None:
     """Print what was trained and how well it validates."""
     metrics = read_json(folder / "metrics.json")
     table = Table(title="sft: Stage 1", show_header=False)
-    for name in ("parameters", "training_targets"):
+    for name in ("parameters", "training_targets", "best_epoch"):
         table.add_row(name.replace("_", " "), f"{metrics[name]:,}")
     for task, count in metrics.get("text_rows_per_epoch", {}).items():
         table.add_row(f"text rows per epoch: {task}", f"{count:,}")
-    table.add_row("best epoch", str(metrics["best_epoch"]))
-    table.add_row(
-        f"validation N@10 ({metrics['validation_users']:,} users)", f"{metrics['valid_ndcg@10']:.4f}"
-    )
+    label = f"N@10 of {metrics['validation_users']:,} validation users"
+    table.add_row(label, f"{metrics['valid_ndcg@10']:.4f}")
     console.print(table)

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import polars as pl
 from numpy.typing import NDArray
 
+from lasar.cot.rationale_reader import read_rationales
 from lasar.cot.rows import training_rows
 from lasar.data.interactions import Interactions, ItemTable
-from lasar.errors import ArtifactError
 from lasar.model.presets import PRESETS
 from lasar.prompts.text_tasks import (
     Renderer,
@@ -150,7 +149,7 @@ def text_sources(
         texts = [""] * len(histories)
         if source == "rationales":
             assert rationalized is not None
-            texts = _rationales(rationalized, [(row.user_index, row.basket) for row in histories])
+            texts = read_rationales(rationalized, histories)
         sources[source] = [
             TextRow(row.history, row.baskets, row.targets, text)
             for row, text in zip(histories, texts, strict=True)
@@ -172,19 +171,3 @@ def _item_rows(titles: Sequence[str]) -> list[TextRow]:
         for item, title in enumerate(titles)
         if title
     ]
-
-
-def _rationales(folder: Path, rows: Sequence[tuple[int, int]]) -> list[str]:
-    """The text of every training row, "" where there is none."""
-    path = folder / "rationales.parquet"
-    try:
-        table = pl.read_parquet(path, columns=["user_index", "basket", "text", "outcome"])
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise ArtifactError(f"{path}: not readable ({error}); run the stage 'rationalize' again") from None
-    texts = {(user, basket): text for user, basket, text, outcome in table.iter_rows() if outcome == "ok"}
-    strangers = len(texts.keys() - set(rows))
-    if strangers:
-        raise ArtifactError(
-            f"{path}: {strangers:,} rationales are of no training row; run the stage 'rationalize' again"
-        )
-    return [texts.get(row, "") for row in rows]

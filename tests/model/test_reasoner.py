@@ -141,7 +141,9 @@ def test_a_plain_language_model_never_reasons():
         think(plain, depth=1)
 
 
-@pytest.mark.parametrize("model", [without_reasoning(MODEL.backbone, vocabulary=VOCABULARY), reasoner(fixed_depth=2)])
+@pytest.mark.parametrize(
+    "model", [without_reasoning(MODEL.backbone, vocabulary=VOCABULARY), reasoner(fixed_depth=2)]
+)
 def test_depths_are_not_drawn_from_a_head_that_nothing_trained(model):
     with pytest.raises(ConfigError, match="depth='sampled': this model always reasons for"):
         think(model, depth="sampled", uniform_B=torch.zeros(3))
@@ -170,7 +172,9 @@ def test_a_damaged_head_is_named(tmp_path):
     save_reasoner(MODEL, tmp_path)
     settings = json.loads((tmp_path / "reasoning.json").read_text())
     (tmp_path / "reasoning.json").write_text(json.dumps({**settings, "max_depth": 7}))
-    with pytest.raises(ArtifactError, match=r"policy_head\.safetensors: damaged .* run the training stage again"):
+    with pytest.raises(
+        ArtifactError, match=r"policy_head\.safetensors: damaged .* run the training stage again"
+    ):
         load_reasoner(tmp_path)
     (tmp_path / "reasoning.json").write_text(json.dumps(settings))
     (tmp_path / "policy_head.safetensors").write_bytes(b"nonsense")

@@ -52,7 +52,11 @@ def made(sequences, *, orders=False, max_history=50, steps=always, **options):
         "train_targets": "all", "seed": 5, "epoch": 0,
     }  # fmt: skip
     return vocabulary, latent_batches(
-        sequences, vocabulary.item_tokens(CODES), vocabulary=vocabulary, steps=steps, **{**defaults, **options}
+        sequences,
+        vocabulary.item_tokens(CODES),
+        vocabulary=vocabulary,
+        steps=steps,
+        **{**defaults, **options},
     )
 
 

@@ -210,7 +210,9 @@ def test_a_killed_run_ends_with_the_same_bytes(plain, monkeypatch):
 def test_the_depth_0_control_never_uses_the_markers(plain):
     metrics = train(plain, "control", loop={"depth": 0}, weight_decay=0.0, epochs=2)
     markers = slice(3, 6)
-    before, after = (input_table(load_backbone(plain / name / "model")).detach() for name in ("sft", "control"))
+    before, after = (
+        input_table(load_backbone(plain / name / "model")).detach() for name in ("sft", "control")
+    )
     start = before[-6:].mean(0).expand(3, -1)  # of the last level's codes, which precede an answer here
     assert torch.equal(after[markers], start)
     assert not torch.equal(after[1], before[1])

@@ -65,7 +65,9 @@ def terms():
         states = latents[b, p, 1 : len(anchors) + 1]
         aligned += float(alignment_loss(states, ANCHORS[anchors], kind="kl").mean())
         with torch.no_grad():
-            depth -= float(model.policy_head(latents[b : b + 1, p : p + 1, 0]).log_softmax(-1)[0, 0, len(anchors) - 1])
+            depth -= float(
+                model.policy_head(latents[b : b + 1, p : p + 1, 0]).log_softmax(-1)[0, 0, len(anchors) - 1]
+            )
     return aligned, depth
 
 
@@ -91,7 +93,9 @@ def test_only_the_depth_term_trains_the_policy_head(beta):
     objective(objective.reasoner, batch()).backward()
     gradients = [p.grad for p in objective.reasoner.policy_head.parameters()]
     assert all((g is not None and bool(g.any())) == (beta > 0) for g in gradients)
-    assert all(bool(torch.isfinite(p.grad).all()) for p in objective.reasoner.parameters() if p.grad is not None)
+    assert all(
+        bool(torch.isfinite(p.grad).all()) for p in objective.reasoner.parameters() if p.grad is not None
+    )
 
 
 def test_alignment_pulls_the_steps_to_their_anchors():
@@ -109,5 +113,11 @@ def test_alignment_pulls_the_steps_to_their_anchors():
 
 def test_the_probe_s_names_say_that_they_are_the_probe_s():
     names = set(make().probe([batch()]))
-    assert {"probe_ce", "probe_alignment", "probe_alignment_3", "probe_step_1", "probe_depth_accuracy"} <= names
+    assert {
+        "probe_ce",
+        "probe_alignment",
+        "probe_alignment_3",
+        "probe_step_1",
+        "probe_depth_accuracy",
+    } <= names
     assert all(name.startswith("probe_") for name in names)

@@ -90,7 +90,9 @@ def test_nll_is_minus_the_score_that_beam_search_gives_the_true_items(orders, de
 
 def test_nll_sees_the_depth():
     ranker, cases = small_ranker(orders=False, fixed_depth=2), small_cases()
-    assert answer_nll(ranker, cases) == answer_nll(ranker, cases, depth=2) != answer_nll(ranker, cases, depth=1)
+    assert (
+        answer_nll(ranker, cases) == answer_nll(ranker, cases, depth=2) != answer_nll(ranker, cases, depth=1)
+    )
 
 
 def test_nll_of_items_with_a_single_code():
