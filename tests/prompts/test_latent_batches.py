@@ -243,7 +243,7 @@ def test_batches_are_a_function_of_seed_and_epoch(sequences, orders, epoch):
     options = {"orders": orders, "max_history": 5, "epoch": epoch, "split_orders": 0.5, "steps": steps}
     sequences = sequences if orders else without_orders(sequences)
     _, first = made(sequences, **options)
-    np.random.seed(epoch)  # noqa: NPY002 (the global state must not matter)
+    np.random.seed(epoch)  # the global state must not matter
     _, again = made(sequences, **options)
     assert len(first) == len(again)
     assert all(same(a, b) for a, b in zip(first, again, strict=True))
