@@ -3,10 +3,12 @@ import json
 import numpy as np
 import polars as pl
 import pytest
+import torch
 from safetensors.numpy import save_file
 
 from lasar import ArtifactError, ConfigError, Recommender, UnknownItemError
 from lasar.model.backbone import Backbone, build_preset, save_backbone
+from lasar.model.reasoner import LatentReasoner, ReasoningSettings, save_reasoner
 from lasar.prompts.vocabulary import Vocabulary
 
 ITEMS = [f"sku{i}" for i in range(20)]
@@ -123,3 +125,58 @@ def test_model_of_another_catalogue_is_refused(run):
     finally:
         (run / "quantize" / "manifest.json").unlink()
         (run / "sft" / "manifest.json").unlink()
+
+
+@pytest.fixture(scope="module")
+def thinker(run):
+    """The same run with a second model that reasons: up to 3 steps, 2 by itself."""
+    vocabulary = Vocabulary(num_levels=2, codebook_size=5, orders=True)
+    torch.manual_seed(0)
+    reasoner = LatentReasoner(
+        build_preset("tiny", vocabulary=vocabulary, seed=1), vocabulary=vocabulary,
+        settings=ReasoningSettings(max_depth=3, head_width=8),
+    )  # fmt: skip
+    with torch.no_grad():
+        reasoner.policy_head.outer.bias.copy_(torch.tensor([0.0, 1.0, 0.0]))
+    (run / "latent_sft").mkdir()
+    save_reasoner(reasoner, run / "latent_sft")
+    return Recommender.load(run)
+
+
+def test_the_last_trained_model_is_the_default(run, recommender, thinker):
+    assert thinker.ranker.reasoner.settings.max_depth == 3
+    stage_1 = Recommender.load(run, model="sft")
+    assert stage_1.recommend(["sku1"], 5) == recommender.recommend(["sku1"], 5)
+    assert stage_1.recommend(["sku1"], 5) != thinker.recommend(["sku1"], 5)
+
+
+def test_depth_by_itself_forced_and_none(thinker):
+    by_depth = [thinker.recommend(["sku1", "sku2"], 5, depth=depth) for depth in (0, 1, 2, 3)]
+    assert len({tuple(found) for found in by_depth}) == 4
+    assert thinker.recommend(["sku1", "sku2"], 5) == by_depth[2]
+    assert thinker.recommend_user("ann", 5, depth=2) == thinker.recommend_user("ann", 5)
+    assert thinker.recommend_user("ann", 5, depth=0) != thinker.recommend_user("ann", 5)
+
+
+def test_a_sampled_depth_is_repeated_by_its_seed(thinker):
+    by_depth = [thinker.recommend(["sku1", "sku2"], 5, depth=depth) for depth in (1, 2, 3)]
+    drawn = [thinker.recommend(["sku1", "sku2"], 5, depth="sampled", seed=seed) for seed in range(12)]
+    assert drawn == [thinker.recommend(["sku1", "sku2"], 5, depth="sampled", seed=seed) for seed in range(12)]
+    chosen = {by_depth.index(found) for found in drawn}
+    assert len(chosen) > 1
+
+
+@pytest.mark.parametrize("depth", [-1, 4])
+def test_a_depth_beyond_the_model_is_refused(thinker, depth):
+    with pytest.raises(ConfigError, match=f"depth={depth}: .* 0 to 3 latent steps"):
+        thinker.recommend(["sku1"], depth=depth)
+
+
+@pytest.mark.parametrize("depth", [1, "sampled"])
+def test_a_model_without_reasoning_refuses_depth(run, depth):
+    with pytest.raises(ConfigError, match="depth="):
+        Recommender.load(run, model="sft").recommend(["sku1"], depth=depth)
+
+
+def test_training_counts_leave_held_out_events_out(recommender):
+    assert recommender.train_counts.tolist() == [int(i in (3, 4, 6)) for i in range(20)]

@@ -126,9 +126,7 @@ def run(config: Config, context: StageContext) -> None:
         return {"nll": answer_nll(ranker, valid)} | objective.probe(sample)
 
     start = {"stage1_nll": answer_nll(ranker, valid, depth=0)} | measure()
-    if config.alignment != "none" and start.get(
-        "probe_alignment"
-    ):  # nothing to align without anchors or steps
+    if config.alignment != "none" and start.get("probe_alignment"):
         alpha = config.alignment_share * start["probe_ce"] / start["probe_alignment"]
         objective = replace(objective, alpha=alpha)
     result = fit(

@@ -104,3 +104,22 @@ def test_a_query_does_not_depend_on_its_batch_or_on_earlier_calls(ranker):
 def test_no_query_gives_no_list(ranker):
     items, scores = ranker.recommend([], [], K)
     assert items.shape == scores.shape == (0, K)
+
+
+def test_a_sampled_depth_does_not_depend_on_its_batch():
+    model = ReasoningModel().fit(training(), NUM_ITEMS)
+    rng = np.random.default_rng(2)
+    histories = [rng.integers(NUM_ITEMS, size=n % 7 + 1).astype(np.int32) for n in range(40)]
+    baskets = [np.arange(len(history), dtype=np.int32) for history in histories]
+
+    def draw(seed, batch_size, order=slice(None)):
+        ranked = model.ranker.rank(
+            histories[order], baskets[order], k=3, beam_width=5, depth="sampled", seed=seed, batch_size=batch_size
+        )  # fmt: skip
+        return ranked.depths_Q.tolist(), ranked.items_QK.tolist()
+
+    together = draw(0, 32)
+    assert draw(0, 7) == draw(0, 1) == together
+    assert draw(0, 5, slice(None, None, -1)) == (together[0][::-1], together[1][::-1])
+    assert draw(1, 32) != together
+    assert set(together[0]) == {1, 2, 3}

@@ -13,7 +13,9 @@ import polars as pl
 import pytest
 
 ROOT = Path(__file__).parents[2]
-STAGES = ("prepare", "embed", "quantize", "sft", "evaluate", "report")
+STAGES = (
+    "prepare", "embed", "quantize", "rationalize", "sft", "anchor", "latent_sft", "evaluate", "report",
+)  # fmt: skip
 
 
 def lasar(*arguments: str, check: bool = True, **options) -> subprocess.CompletedProcess[str]:
@@ -61,8 +63,9 @@ def test_every_stage_leaves_an_artifact_and_nothing_else(finished):
 def test_the_planted_rule_is_learned(finished):
     run, output = finished
     methods = json.loads((run / "evaluate" / "metrics.json").read_text())["methods"]
-    assert methods["sft"]["hr@5"] > 2 * methods["popularity"]["hr@5"]
-    assert methods["sft"]["hr@5"] > 0.5
+    for stage in ("sft", "latent_sft"):
+        assert methods[stage]["hr@5"] > 2 * methods["popularity"]["hr@5"]
+        assert methods[stage]["hr@5"] > 0.5
     assert "popularity" in output
     assert "transitions" in output
 
@@ -102,8 +105,29 @@ def test_recommend_prints_titles(finished):
     assert "recommended next" in lasar("recommend", str(run), "--user", user).stdout
 
 
+def test_depth_can_be_forced_and_thoughts_read(finished):
+    run, _ = finished
+    item_id = pl.read_parquet(run / "prepare" / "items.parquet")["item_id"][0]
+    lists = {
+        depth: lasar("recommend", str(run), "--history", item_id, "--depth", depth, "--json").stdout
+        for depth in ("auto", "0", "1", "8", "sampled")
+    }
+    assert all(len(json.loads(found)) == 10 for found in lists.values())
+    assert len(set(lists.values())) > 1
+    output = lasar("explain", str(run), "--history", item_id, "--k", "3").stdout
+    assert "latent steps:" in output
+    assert "The latest order includes" in output
+    assert "(chosen)" in output
+
+
+def test_a_run_can_stop_early(finished, shop, tmp_path):
+    lasar("run", *arguments(shop, tmp_path / "early"), "--until", "quantize")
+    assert not (tmp_path / "early" / "sft").exists()
+
+
 def test_mistakes_are_one_line(finished, shop, tmp_path):
     run, _ = finished
+    item_id = pl.read_parquet(run / "prepare" / "items.parquet")["item_id"][0]
     cases = [
         (["run", str(ROOT / "recipes" / "minni.yaml")], "did you mean"),
         (["sft", *arguments(shop, run), "sft.epoch=3"], "did you mean 'epochs'"),
@@ -113,6 +137,9 @@ def test_mistakes_are_one_line(finished, shop, tmp_path):
         (["recommend", str(run), "--history", "no-such-item"], "no-such-item"),
         (["recommend", str(tmp_path / "nothing"), "--history", "x"], "no such run folder"),
         (["status", str(tmp_path / "nothing")], "not a run folder"),
+        (["recommend", str(run), "--history", item_id, "--depth", "9"], "0 to 8 latent steps"),
+        (["run", *arguments(shop, run), "--until", "latent"], "did you mean 'latent_sft'"),
+        (["latent_sft", *arguments(shop, run), "latent_sft.loop.depth=9"], "at most 8 steps"),
     ]
     for command, expected in cases:
         done = lasar(*command, check=False)

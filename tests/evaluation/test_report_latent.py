@@ -85,7 +85,7 @@ def test_quality_by_depth_with_and_without_seconds():
     assert row[-1] == "-0.0300 (-0.0400 to -0.0200)"
     assert "1.75 latent steps" in " ".join(found["text"])
     for table in found["tables"]:
-        assert all(len(row["cells"]) == len(table["columns"]) for row in table["rows"])
+        assert all(len(row["cells"]) == len(table["header"]) for row in table["rows"])
 
 
 def test_without_forced_depths_there_is_one_table():
