@@ -1,0 +1,334 @@
+"""The RL loop: ask the current policy, judge what it says, improve it, check on it.
+
+Apart from `lasar.training.fit`, because here the batches come from the model that is being trained, and what a step did
+is of more interest than an epoch's loss. As exact to resume: every random number is a function of the seed and the step,
+and a checkpoint holds everything else.
+"""
+
+import copy
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lasar.decoding.ranker import Ranker
+from lasar.model.reasoner import LatentReasoner
+from lasar.progress import progress
+from lasar.rl.advantages import Scale, group_advantages, group_rewards
+from lasar.rl.depth_cost import DepthCost
+from lasar.rl.guards import Bounds, broken_bound
+from lasar.rl.objective import Counts, Judged, Objective
+from lasar.rl.prompts import PromptSource
+from lasar.rl.rollouts import How, Rollouts, roll_out
+from lasar.training.checkpoints import load_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
+from lasar.training.fit import FitPlan, scheduled
+
+_CHECKPOINT_EVERY_SECONDS = 30.0
+_MAX_REPLAYED = 4096  # prompts waiting to be asked again
+
+Judge = Callable[[Rollouts], NDArray[np.float64]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RlPlan:
+    """How to train; every value comes from the stage's config.
+
+    Attributes:
+        steps: sets of rollouts.
+        learning_rate: of the backbone (short warm-up, cosine to a tenth).
+        head_learning_rate: of the Policy Head.
+        prompts: of a batch.
+        accumulate: batches of a step.
+        replay: share of a step's prompts that are earlier ones whose group had no hit.
+        group_size: G.
+        beam_width: of the search for rollouts.
+        how: of the rollouts.
+        exclude_seen: leave items of the history out of rollouts.
+        scale: of the advantages.
+        max_grad_norm: gradients of the backbone, and of the head, are clipped to this norm.
+        precision: `bf16` autocast of the updates, or `fp32`.
+        validate_every: steps between validations.
+        step_worth: share of the first validation's N@10 that one latent step less is worth when the best is chosen.
+        bounds: that stop the run.
+        seed: of everything random.
+    """
+
+    steps: int
+    learning_rate: float
+    head_learning_rate: float
+    prompts: int = 64
+    accumulate: int = 1
+    replay: float = 0.0
+    group_size: int = 8
+    beam_width: int = 20
+    how: How = "beam"
+    exclude_seen: bool = False
+    scale: Scale = "group"
+    max_grad_norm: float = 1.0
+    precision: Literal["bf16", "fp32"] = "fp32"
+    validate_every: int = 20
+    step_worth: float = 0.0
+    bounds: Bounds
+    seed: int = 0
+
+
+@dataclass
+class _State:
+    """Where a run is; what a checkpoint stores beside tensors."""
+
+    cost: dict[str, Any]
+    step: int = 0
+    version: int = 0
+    best_score: float = -math.inf
+    best_step: int = 0
+    stopped: str | None = None
+    waiting: list[int] = field(default_factory=list)
+    curve: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RlResult:
+    """Outcome of `train`; the model holds the best weights.
+
+    Attributes:
+        best_step: step of the best validation; 0: nothing was better than the start.
+        steps: taken.
+        stopped: why the run ended early, None if it did not.
+        curve: one record per step; the first is the start's validation.
+    """
+
+    best_step: int
+    steps: int
+    stopped: str | None
+    curve: list[dict[str, Any]]
+
+
+def reference_of(reasoner: LatentReasoner) -> LatentReasoner:
+    """A frozen copy."""
+    return copy.deepcopy(reasoner).eval().requires_grad_(False)
+
+
+def train(
+    ranker: Ranker,
+    *,
+    plan: RlPlan,
+    objective: Objective,
+    cost: DepthCost,
+    source: PromptSource,
+    judge: Judge,
+    validate: Callable[[], dict[str, float]],
+    checkpoint_dir: Path,
+    description: str = "rl",
+) -> RlResult:
+    """Train the ranker's model, keep the best weights.
+
+    Args:
+        ranker: the policy and the catalogue; the model ends with the best validated weights.
+        plan: how to train.
+        objective: of the same model.
+        cost: what depth costs; moves on.
+        source: prompts.
+        judge: rollouts to rewards [B, G].
+        validate: metrics of the model as it is, `ndcg@10` among them; must not use global random numbers.
+        checkpoint_dir: survives a kill; a later call with the same arguments continues from here.
+        description: of the progress bar.
+    """
+    reasoner = ranker.reasoner.eval()
+    optimizer = _optimizer(reasoner, plan)
+    best = {name: p.detach().clone() for name, p in reasoner.named_parameters()}
+    at = _resume(checkpoint_dir, reasoner, optimizer, best) or _State(cost=cost.as_dict())
+    cost = DepthCost(**at.cost)
+    if not at.curve:
+        at.curve.append({"step": 0})
+        _check(at, best, reasoner, plan, validate)
+    saved = time.monotonic()
+    with progress(description, total=plan.steps, start=at.step, unit="step") as advance:
+        while at.step < plan.steps and at.stopped is None:
+            batches = _gather(ranker, plan, cost, source, judge, at)
+            record = _improve(reasoner, optimizer, objective, plan, batches, at)
+            at.step += 1
+            at.cost = cost.as_dict()
+            at.curve.append({"step": at.step, **record, "depth_price": cost.price})
+            at.stopped = broken_bound(at.curve[1:], plan.bounds)
+            last = at.step == plan.steps or at.stopped is not None
+            if at.step % plan.validate_every == 0 or last:
+                _check(at, best, reasoner, plan, validate)
+            advance(note=_note(at))
+            if last or time.monotonic() - saved > _CHECKPOINT_EVERY_SECONDS:
+                _save(checkpoint_dir, reasoner, optimizer, best, at)
+                saved = time.monotonic()
+    _copy_into(reasoner, best)
+    return RlResult(best_step=at.best_step, steps=at.step, stopped=at.stopped, curve=at.curve)
+
+
+def _gather(
+    ranker: Ranker, plan: RlPlan, cost: DepthCost, source: PromptSource, judge: Judge, at: _State
+) -> list[Judged]:
+    """Ask the policy as it is now, and judge what it says."""
+    count = plan.prompts * plan.accumulate
+    again, at.waiting = _taken(at.waiting, round(plan.replay * count))
+    numbers = np.concatenate([np.array(again, np.int64), source.draw(at.step, count)[: count - len(again)]])
+    batches = []
+    for place, prompts in enumerate(source.render(numbers, batch_size=plan.prompts)):
+        rollouts = roll_out(
+            ranker, prompts, version=at.version, group_size=plan.group_size, beam_width=plan.beam_width,
+            how=plan.how, exclude_seen=plan.exclude_seen, seed=(plan.seed, at.step, place),
+        )  # fmt: skip
+        rewards_BG = torch.from_numpy(judge(rollouts)).to(rollouts.items_BG.device, torch.float32)
+        advantages_BG, silent_B = group_advantages(rewards_BG, rollouts.real_BG, scale=plan.scale)
+        batches.append(
+            Judged(rollouts=rollouts, rewards_BG=rewards_BG, advantages_BG=advantages_BG, silent_B=silent_B)
+        )
+        if plan.replay:
+            at.waiting += prompts.numbers_B[~_hits(rollouts)].tolist()
+    at.waiting = at.waiting[-_MAX_REPLAYED:]
+    if batches[0].rollouts.distribution_BN is not None:
+        _judge_depths(batches, cost)
+    return batches
+
+
+def _judge_depths(batches: Sequence[Judged], cost: DepthCost) -> None:
+    sizes = [len(batch.rollouts.prompts) for batch in batches]
+    found_B = cost.advantages(
+        torch.cat([group_rewards(batch.rewards_BG, batch.rollouts.real_BG) for batch in batches]),
+        torch.cat([batch.rollouts.depths_B for batch in batches]),
+    )
+    for batch, part_B in zip(batches, found_B.split(sizes), strict=True):
+        batch.depth_advantages_B = part_B
+
+
+def _improve(
+    reasoner: LatentReasoner,
+    optimizer: torch.optim.Optimizer,
+    objective: Objective,
+    plan: RlPlan,
+    batches: Sequence[Judged],
+    at: _State,
+) -> dict[str, Any]:
+    """Take the step's updates; what happened, for the record."""
+    counts = Counts.of(batches, skip_silent=objective.skip_silent)
+    rates = FitPlan(epochs=1, learning_rate=1.0)
+    share = scheduled(at.step, plan.steps, rates)
+    for group in optimizer.param_groups:
+        group["lr"] = share * group["peak"]
+    total, sums = 0.0, dict.fromkeys(("kl", "clip_share", "entropy", "terminal", "decoder_gap"), 0.0)
+    device = reasoner.backbone.device.type
+    for _ in range(objective.updates):
+        for batch in batches:
+            with torch.autocast(device, torch.bfloat16, enabled=plan.precision == "bf16"):
+                loss, found = objective(batch, version=at.version, counts=counts)
+            loss.backward()
+            total += float(loss.detach())
+            sums = {name: value + found[name] for name, value in sums.items()}
+        if not math.isfinite(total):
+            raise FloatingPointError(f"loss is {total} at step {at.step}")
+        for group in optimizer.param_groups:
+            torch.nn.utils.clip_grad_norm_(group["params"], plan.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        at.version += 1
+    over = {"kl": counts.real, "clip_share": counts.real, "decoder_gap": counts.real, "entropy": counts.prompts,
+            "terminal": counts.anchored}  # fmt: skip
+    means = {name: value / max(over[name], 1) / objective.updates for name, value in sums.items()}
+    return {"loss": total / objective.updates, **means, **_summary(batches, reasoner.settings.max_depth)}
+
+
+def _summary(batches: Sequence[Judged], max_depth: int) -> dict[str, Any]:
+    rewards = torch.cat([group_rewards(b.rewards_BG, b.rollouts.real_BG) for b in batches])
+    depths = torch.cat([b.rollouts.depths_B for b in batches])
+    found: dict[str, Any] = {
+        "reward": float(rewards.mean()),
+        "hit_share": float(np.concatenate([_hits(b.rollouts) for b in batches]).mean()),
+        "silent_share": float(torch.cat([b.silent_B for b in batches]).float().mean()),
+        "mean_depth": float(depths.float().mean()),
+        "depths": torch.bincount(depths, minlength=max_depth + 1).tolist(),
+    }
+    head = [b.rollouts.distribution_BN for b in batches if b.rollouts.distribution_BN is not None]
+    if head:
+        found["depth_entropy"] = float(torch.special.entr(torch.cat(head)).sum(-1).mean())
+    return found
+
+
+def _check(
+    at: _State,
+    best: dict[str, Tensor],
+    reasoner: LatentReasoner,
+    plan: RlPlan,
+    validate: Callable[[], dict[str, float]],
+) -> None:
+    """Validate, and keep the weights if they are the best so far."""
+    with torch.no_grad():
+        metrics = validate()
+    at.curve[-1] |= {f"valid_{name}": value for name, value in metrics.items()}
+    start = at.curve[0]["valid_ndcg@10"]
+    score = metrics["ndcg@10"] - plan.step_worth * start * metrics.get("mean_depth", 0.0)
+    if score > at.best_score:
+        at.best_score, at.best_step = score, at.step
+        for name, parameter in reasoner.named_parameters():
+            best[name].copy_(parameter.detach())
+
+
+def _hits(rollouts: Rollouts) -> NDArray[np.bool_]:
+    items_BG = rollouts.items_BG.cpu().numpy()
+    return np.array(
+        [np.isin(row, wanted).any() for row, wanted in zip(items_BG, rollouts.prompts.targets, strict=True)]
+    )
+
+
+def _taken(waiting: list[int], count: int) -> tuple[list[int], list[int]]:
+    return waiting[:count], waiting[count:]
+
+
+def _optimizer(reasoner: LatentReasoner, plan: RlPlan) -> torch.optim.Optimizer:
+    # No weight decay: the KL to the reference says where to stay, and it is not at 0.
+    groups = [{"params": list(reasoner.backbone.parameters()), "peak": plan.learning_rate}]
+    if reasoner.policy_head is not None:
+        groups.append({"params": list(reasoner.policy_head.parameters()), "peak": plan.head_learning_rate})
+    return torch.optim.AdamW(groups, lr=plan.learning_rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
+
+
+def _note(at: _State) -> str:
+    record = at.curve[-1]
+    return (
+        f"reward {record['reward']:.3f} kl {record['kl']:.4f} depth {record['mean_depth']:.2f} "
+        f"best step {at.best_step}"
+    )
+
+
+def _copy_into(reasoner: LatentReasoner, values: dict[str, Tensor]) -> None:
+    with torch.no_grad():
+        for name, parameter in reasoner.named_parameters():
+            parameter.copy_(values[name])
+
+
+def _save(
+    folder: Path,
+    reasoner: LatentReasoner,
+    optimizer: torch.optim.Optimizer,
+    best: dict[str, Tensor],
+    at: _State,
+) -> None:
+    tensors: dict[str, Tensor] = {f"model.{name}": p for name, p in reasoner.named_parameters()}
+    tensors |= {f"best.{name}": value for name, value in best.items()}
+    save_checkpoint(folder, tensors=tensors | optimizer_tensors(optimizer), facts=vars(at))
+
+
+def _resume(
+    folder: Path, reasoner: LatentReasoner, optimizer: torch.optim.Optimizer, best: dict[str, Tensor]
+) -> _State | None:
+    loaded = load_checkpoint(folder)
+    if loaded is None:
+        return None
+    tensors, facts = loaded
+    _copy_into(reasoner, {name: tensors[f"model.{name}"] for name in best})
+    for name, value in best.items():
+        value.copy_(tensors[f"best.{name}"])
+    restore_optimizer(optimizer, tensors)
+    return _State(**facts)
