@@ -39,9 +39,8 @@ def print_recommendations(found: "Sequence[Recommendation]", console: Console) -
 def print_explanation(found: "Explanation", console: Console) -> None:
     """Depths, the steps in words, and how the list moves with one step fewer or more."""
     shares = "  ".join(f"{depth}: {share:.0%}" for depth, share in enumerate(found.distribution, start=1))
-    console.print(
-        f"latent steps: {found.depth}    the Policy Head's probabilities: {shares}", highlight=False
-    )
+    chosen = f"the Policy Head's probabilities: {shares}" if shares else "fixed in training"
+    console.print(f"latent steps: {found.depth}    {chosen}", highlight=False)
     table = Table(title="step by step", title_justify="left", show_lines=True)
     table.add_column("step", no_wrap=True)
     table.add_column("nearest in the rationales (cosine)")
@@ -57,10 +56,10 @@ def print_explanation(found: "Explanation", console: Console) -> None:
     lists.add_column("", justify="right")
     for depth in found.lists:
         lists.add_column(f"{depth}" + (" (chosen)" if depth == found.depth else ""))
-    chosen = {item.item_id for item in found.lists[found.depth]}
+    listed = {item.item_id for item in found.lists[found.depth]}
     for rank in range(max(map(len, found.lists.values()))):
         cells = [
-            _list_cell(items[rank], items[rank].item_id in chosen) if rank < len(items) else ""
+            _list_cell(items[rank], items[rank].item_id in listed) if rank < len(items) else ""
             for items in found.lists.values()
         ]
         lists.add_row(str(rank + 1), *cells)

@@ -56,7 +56,7 @@ class Explanation:
 
     Attributes:
         depth: steps it took.
-        distribution: probability of depth 1, 2, ...
+        distribution: probability of depth 1, 2, ...; empty where the depth is fixed.
         steps: `<s>` and every step.
         lists: depth -> recommendations; one step fewer, the chosen depth, one step more.
     """
@@ -104,7 +104,6 @@ def explain(
     prompts = encode_prompts(ranker.reasoner.backbone, ids_BT, torch.tensor([len(tokens)], device=device))
     thought = ranker.reasoner.think(prompts)
     assert thought.latents is not None
-    assert thought.distribution_BN is not None
     # An <e> after every step: where the model would go from there.
     end_BPD, _ = finish_reasoning(
         thought.prefix, thought.latents.index_BPN[:, 0], vocabulary=ranker.vocabulary
@@ -114,7 +113,7 @@ def explain(
     depths = sorted({max(0, depth - 1), depth, min(depth + 1, settings.max_depth)})
     return Explanation(
         depth=depth,
-        distribution=thought.distribution_BN[0].tolist(),
+        distribution=[] if thought.distribution_BN is None else thought.distribution_BN[0].tolist(),
         steps=_steps(states_ND, end_BPD[0], recommender, store, segments=segments, directions=directions),
         lists={n: recommender.recommend(history, k, exclude_seen=exclude_seen, depth=n) for n in depths},
     )

@@ -12,8 +12,8 @@ def latent_section(stage: str, metrics: Mapping[str, Any]) -> Section:
     start, end = metrics["start"], metrics["end"]
     text = [
         f"Rationales by {metrics['teacher']}; alignment {metrics['alignment']}, weight {metrics['alpha']:.3g}. "
-        f"Before any training with latents the model needs {start['nll']:.3f} nats for a held-out item, without "
-        f"latents {start['stage1_nll']:.3f}: Stage 2 starts from what Stage 1 learned."
+        f"Before any training with latents a held-out item costs {start['nll']:.3f} nats, without latents "
+        f"{start['stage1_nll']:.3f}: that is how close Stage 2 starts to what Stage 1 learned."
     ]
     rows = []
     for key, label in (

@@ -65,6 +65,7 @@ def reason(
     *,
     num_steps: int,
     feedback: Feedback = "raw",
+    step_vectors_ND: Tensor | None = None,
     widths: Sequence[int] | None = None,
 ) -> Latents:
     """Run the loop for `num_steps` steps, all branches of all rows in one forward call per step.
@@ -76,6 +77,8 @@ def reason(
         num_steps: steps of the deepest branch; 0 runs none.
         feedback: what slot t receives: `h_{t-1}` itself (Coconut), scaled to the mean norm of token embeddings, or
             the expected token embedding under the model's next-token distribution.
+        step_vectors_ND: added to what slot 1, 2, ... receives, so that the model can tell steps apart (the reasoning
+            position embeddings of ReaRec); none by default, as in the paper.
         widths: how many columns still run at each step, where branches lie deepest first; all by default. States and
             indices of a column that has stopped repeat its last ones.
     """
@@ -85,6 +88,8 @@ def reason(
     for step in range(num_steps):
         width = h0_BPD.shape[1] if widths is None else widths[step]
         fed_BPD = _fed_back(prefix.model, states[-1][:, :width], embedding_norm, feedback)
+        if step_vectors_ND is not None:
+            fed_BPD = fed_BPD + step_vectors_ND[step].to(fed_BPD.dtype)
         ratios.append(fed_BPD.detach().norm(dim=-1).mean() / embedding_norm)
         hidden_BPD, nodes = prefix.grow(indices[-1][:, :width], inputs_embeds=fed_BPD)
         states.append(torch.cat([hidden_BPD, states[-1][:, width:]], dim=1))

@@ -6,9 +6,11 @@ whether, or how long, the model has thought. Depth 0 leaves the prompt as it is:
 Legend: B batch, N depths 1 ... N_max, D hidden.
 """
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -25,7 +27,7 @@ from lasar.prompts.vocabulary import Vocabulary
 
 Depth = Literal["auto", "sampled"] | int
 
-_SETTINGS, _HEAD = "reasoning.json", "policy_head.safetensors"
+_SETTINGS, _HEAD, _STEPS = "reasoning.json", "policy_head.safetensors", "step_embeddings.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,12 +38,14 @@ class ReasoningSettings:
         max_depth: N_max.
         head_width: hidden width of the Policy Head.
         feedback: what a latent slot receives.
+        step_embeddings: whether each step adds an embedding of its own to what its slot receives.
         fixed_depth: the depth it was trained at, or None where the Policy Head chooses.
     """
 
     max_depth: int = 8
     head_width: int = 256
     feedback: Feedback = "raw"
+    step_embeddings: bool = False
     fixed_depth: int | None = None
 
 
@@ -52,7 +56,7 @@ class Thought:
     Attributes:
         prefix: prompts continued by the latents of their own depth; answers hang off it.
         depths_B: latent steps taken for each prompt.
-        distribution_BN: probability of every depth 1 ... N_max; None where the Policy Head wasn't asked.
+        distribution_BN: probability of every depth 1 ... N_max; None where the Policy Head was not asked or trained.
         latents: hidden states of the loop; None at depth 0.
     """
 
@@ -68,6 +72,7 @@ class LatentReasoner(nn.Module):
     Attributes:
         backbone: the causal LM.
         policy_head: chooses the depth at h_0; None for a model that never reasons (N_max 0).
+        step_table_ND: embedding of every step, starting at 0; None without step embeddings.
         vocabulary: names `<s>` and `<e>`.
         settings: of the loop.
     """
@@ -79,12 +84,20 @@ class LatentReasoner(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.policy_head: PolicyHead | None = None
+        self.step_table_ND: nn.Parameter | None = None
+        width: int = backbone.config.get_text_config().hidden_size
+        if settings.step_embeddings:
+            self.step_table_ND = nn.Parameter(torch.zeros(settings.max_depth, width, device=backbone.device))
         if settings.max_depth:
-            width: int = backbone.config.get_text_config().hidden_size
             head = PolicyHead(width, max_depth=settings.max_depth, width=settings.head_width)
             self.policy_head = head.to(backbone.device)
         self.vocabulary = vocabulary
         self.settings = settings
+
+    @property
+    def loop(self) -> dict[str, Any]:
+        """How `reason` is to be called for this model: `feedback` and `step_vectors_ND`."""
+        return {"feedback": self.settings.feedback, "step_vectors_ND": self.step_table_ND}
 
     def think(self, prefix: Prefix, *, depth: Depth = "auto", uniform_B: Tensor | None = None) -> Thought:
         """Reason over computed prompts.
@@ -122,14 +135,12 @@ class LatentReasoner(nn.Module):
             depths_B1 = below_BN.sum(-1, keepdim=True) + 1
         else:
             depths_B1 = distribution_BN.argmax(-1, keepdim=True) + 1
-        latents = reason(
-            prefix, h0_B1D, start_B1, num_steps=int(depths_B1.max()), feedback=self.settings.feedback
-        )
+        latents = reason(prefix, h0_B1D, start_B1, num_steps=int(depths_B1.max()), **self.loop)
         hidden_B1D, tip_B1 = finish_reasoning(prefix, latents.tips_BP(depths_B1), vocabulary=self.vocabulary)
         return Thought(
             prefix=replace(prefix, tip_B1=tip_B1, hidden_B1D=hidden_B1D),
             depths_B=depths_B1[:, 0],
-            distribution_BN=distribution_BN,
+            distribution_BN=distribution_BN if self.settings.fixed_depth is None else None,
             latents=latents,
         )
 
@@ -183,6 +194,8 @@ def save_reasoner(reasoner: LatentReasoner, folder: Path) -> None:
         },
         folder / _HEAD,
     )
+    if reasoner.step_table_ND is not None:
+        save_file({"steps": reasoner.step_table_ND.detach().cpu().contiguous()}, folder / _STEPS)
     write_json(folder / _SETTINGS, asdict(reasoner.settings))
 
 
@@ -200,11 +213,18 @@ def load_reasoner(folder: Path, *, device: torch.device | str = "cpu") -> Latent
         backbone, vocabulary=vocabulary, settings=ReasoningSettings(**read_json(folder / _SETTINGS))
     )
     assert reasoner.policy_head is not None
-    try:
+    with _named(folder / _HEAD):
         reasoner.policy_head.load_state_dict(load_file(folder / _HEAD))
-    except (OSError, RuntimeError, SafetensorError) as error:
-        reason_given = str(error).strip().partition("\n")[0]
-        raise ArtifactError(
-            f"{folder / _HEAD}: damaged Policy Head ({reason_given}); run the training stage again"
-        ) from None
+    if reasoner.step_table_ND is not None:
+        with _named(folder / _STEPS):
+            reasoner.step_table_ND.data.copy_(load_file(folder / _STEPS)["steps"])
     return reasoner.eval()
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError, KeyError, SafetensorError) as error:
+        reason_given = str(error).strip().partition("\n")[0]
+        raise ArtifactError(f"{path}: damaged ({reason_given}); run the training stage again") from None

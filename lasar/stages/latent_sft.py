@@ -32,9 +32,10 @@ class Loop(StageConfig):
     """Latent steps: as many as the rationale has segments, later chosen by the Policy Head; or a number, 0: none."""
     feedback: Literal["raw", "norm_matched", "soft_token"] = "raw"
     """What a slot receives: the hidden state before it, that at token embeddings' norm, or the expected embedding."""
+    step_embeddings: bool = False
+    """Add an embedding of its own to what each slot receives (ReaRec's; the paper has none)."""
     markers: Literal["opening", "mean"] = "opening"
-    """Where `<s>` and `<e>` start, unless Stage 1 trained them around text: at the embedding of what usually precedes
-    an answer, or at the mean embedding."""
+    """Where `<s>` and `<e>` start, if untrained: at the embedding of what precedes an answer, or at the mean."""
     head_width: Annotated[int, pydantic.Field(ge=1)] = 256
     """Hidden width of the Policy Head."""
 
@@ -189,6 +190,7 @@ def _initial_reasoner(config: Config, context: StageContext, *, max_depth: int) 
         max_depth=max_depth,
         head_width=config.loop.head_width,
         feedback=config.loop.feedback,
+        step_embeddings=config.loop.step_embeddings,
         fixed_depth=fixed,
     )
     with torch.random.fork_rng(devices=[]):
@@ -200,9 +202,8 @@ def show(folder: Path, console: Console) -> None:
     """Print how Stage 2 began, how it ended, and which depths it chooses."""
     metrics = read_json(folder / "metrics.json")
     start, end = metrics["start"], metrics["end"]
-    table = Table(title=f"latent_sft: Stage 2, rationales by {metrics['teacher']}", title_justify="left")
-    for column in ("", "start", "best epoch"):
-        table.add_column(column, justify="left" if not column else "right")
+    title = f"latent_sft: Stage 2, rationales by {metrics['teacher']}"
+    table = Table("", "start", "best epoch", title=title, title_justify="left")
     table.add_row("validation nats per item without latents (Stage 1)", f"{start['stage1_nll']:.3f}", "")
     for name, label in (
         ("nll", "validation nats per item"),
@@ -212,8 +213,7 @@ def show(folder: Path, console: Console) -> None:
     ):
         if name in end:
             table.add_row(label, f"{start[name]:.3f}", f"{end[name]:.3f}")
-    users = f"{metrics['validation_users']:,} users"
-    table.add_row(f"validation N@10 ({users})", "", f"{metrics['valid_ndcg@10']:.4f}")
+    table.add_row("validation N@10", "", f"{metrics['valid_ndcg@10']:.4f}")
     console.print(table)
     total = sum(metrics["valid_depths"]) or 1
     shares = [f"{depth}: {count / total:.0%}" for depth, count in enumerate(metrics["valid_depths"]) if count]

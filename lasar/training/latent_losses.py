@@ -39,7 +39,13 @@ class LatentPass:
 
 
 def latent_pass(
-    model: nn.Module, batch: LatentBatch, *, vocabulary: Vocabulary, trie: Trie, feedback: Feedback
+    model: nn.Module,
+    batch: LatentBatch,
+    *,
+    vocabulary: Vocabulary,
+    trie: Trie,
+    feedback: Feedback,
+    step_vectors_ND: Tensor | None = None,
 ) -> LatentPass:
     """Encode the trunks, run the loop on every branch, score every answer: 2 + N forward calls.
 
@@ -51,6 +57,7 @@ def latent_pass(
         vocabulary: token ids.
         trie: the catalogue, on the model's device.
         feedback: see `lasar.model.latent.reason`.
+        step_vectors_ND: likewise.
     """
     device = trie.item_of_leaf.device
     ids_BT, lengths_B, openings_BP, depths_BP = (
@@ -62,7 +69,10 @@ def latent_pass(
         model, ids_BT, lengths_B, parents_BQ=openings_BP, branch_ids_BQ=starts_BP
     )
     widths = batch.widths
-    latents = reason(prefix, h0_BPD, nodes.index_BQ, num_steps=len(widths), feedback=feedback, widths=widths)
+    latents = reason(
+        prefix, h0_BPD, nodes.index_BQ, num_steps=len(widths), feedback=feedback,
+        step_vectors_ND=step_vectors_ND, widths=widths,
+    )  # fmt: skip
     plain_BP = depths_BP == 0
     opening_BPD = trunk_BTD.gather(1, openings_BP[..., None].expand(-1, -1, trunk_BTD.shape[2]))
     tips_BP = torch.where(plain_BP, -1, latents.tips_BP(depths_BP))

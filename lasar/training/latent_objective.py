@@ -38,7 +38,7 @@ class LatentObjective:
         reasoner = self.reasoner
         done = latent_pass(
             reasoner.backbone, batch, vocabulary=reasoner.vocabulary, trie=self.trie,
-            feedback=reasoner.settings.feedback,
+            **reasoner.loop,
         )  # fmt: skip
         total = done.codes.total
         if self.alpha:

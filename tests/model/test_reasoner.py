@@ -1,5 +1,6 @@
 """Thinking as one call: forced, chosen, drawn and no depth; what is saved is what is loaded."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -178,7 +179,7 @@ def test_a_damaged_head_is_named(tmp_path):
         load_reasoner(tmp_path)
     (tmp_path / "reasoning.json").write_text(json.dumps(settings))
     (tmp_path / "policy_head.safetensors").write_bytes(b"nonsense")
-    with pytest.raises(ArtifactError, match="damaged Policy Head"):
+    with pytest.raises(ArtifactError, match=r"policy_head\.safetensors: damaged"):
         load_reasoner(tmp_path)
     (tmp_path / "policy_head.safetensors").unlink()
     with pytest.raises(ArtifactError, match="policy_head"):
@@ -230,3 +231,21 @@ def test_prompts_and_first_branches_in_one_call_are_what_they_are_apart():
             torch.testing.assert_close(branch_states[row, q], expected, atol=1e-5, rtol=1e-5)
             expected = last_state(MODEL, [table[t] for t in [*path, int(tokens[row, q])]])
             torch.testing.assert_close(after[row, q], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_step_embeddings_start_at_nothing_and_survive_a_round_trip(tmp_path):
+    settings = dataclasses.replace(MODEL.settings, step_embeddings=True)
+    stepped = LatentReasoner(MODEL.backbone, vocabulary=VOCABULARY, settings=settings).eval()
+    stepped.policy_head.load_state_dict(MODEL.policy_head.state_dict())
+    plain = think(MODEL, depth=3).prefix.hidden_B1D
+    torch.testing.assert_close(think(stepped, depth=3).prefix.hidden_B1D, plain, atol=0, rtol=0)
+    with torch.no_grad():
+        stepped.step_table_ND[1] += 1.0  # the second slot's
+    two, three = (think(stepped, depth=depth).latents.hidden_BPND for depth in (1, 2))
+    torch.testing.assert_close(two, think(MODEL, depth=1).latents.hidden_BPND, atol=1e-6, rtol=0)
+    assert not torch.allclose(three[:, :, 2], think(MODEL, depth=2).latents.hidden_BPND[:, :, 2], atol=1e-3)
+    save_reasoner(stepped, tmp_path)
+    torch.testing.assert_close(load_reasoner(tmp_path).step_table_ND, stepped.step_table_ND)
+    (tmp_path / "step_embeddings.safetensors").unlink()
+    with pytest.raises(ArtifactError, match=r"step_embeddings\.safetensors: damaged"):
+        load_reasoner(tmp_path)
