@@ -21,8 +21,8 @@ from lasar import __version__
 from lasar.artifacts import MANIFEST, read_json, run_stage, stage_state, write_json
 from lasar.cli_tables import print_explanation, print_history, print_recommendations
 from lasar.config import Recipe, load_recipe
-from lasar.errors import ArtifactError, ConfigError, DataError, LasarError, nearest
-from lasar.stages import STAGES
+from lasar.errors import ArtifactError, ConfigError, DataError, LasarError, nearest, require
+from lasar.stages import BASELINES, STAGES
 
 app = typer.Typer(
     help="LASAR: generative recommendation with latent adaptive reasoning.",
@@ -34,6 +34,8 @@ data_app = typer.Typer(help="Public data sets and models.", no_args_is_help=True
 results_app = typer.Typer(help="The results file and the document made from it.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(results_app, name="results")
+baseline_app = typer.Typer(help="Systems to compare with, each a stage of its own.", no_args_is_help=True)
+app.add_typer(baseline_app, name="baseline")
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML file of the experiment.")]
 Overrides = Annotated[
@@ -214,7 +216,7 @@ def explain(
     from lasar.cot.explain import explain as explain_history
     from lasar.recommender import Recommender
 
-    recommender = Recommender.load(run, model="latent_sft")
+    recommender = Recommender.load(run)
     orders = _orders(recommender, history, user)
     found = explain_history(
         recommender, AnchorStore.load(run / "anchor"), orders, k=k, exclude_seen=exclude_seen
@@ -222,6 +224,57 @@ def explain(
     console = Console()
     print_history(recommender, orders, console)
     print_explanation(found, console)
+
+
+@app.command()
+def serve(
+    run: RunPath,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 8000,
+    workers: Annotated[int, typer.Option(help="Worker processes; each holds the model.")] = 1,
+    model: Annotated[str | None, typer.Option(help="Training stage to serve; the last by default.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    database: Annotated[str | None, typer.Option(help="SQLAlchemy URL; a SQLite file in RUN else.")] = None,
+    text_model: Annotated[
+        str | None, typer.Option(help="Text encoder for new items; the run's own else.")
+    ] = None,
+    timeout_ms: Annotated[int, typer.Option(help="Longest time a request may take.")] = 5000,
+    max_queue: Annotated[int, typer.Option(help="Requests that may wait; the next gets 429.")] = 256,
+    max_batch: Annotated[int, typer.Option(help="Requests decoded together.")] = 32,
+    retention_days: Annotated[float | None, typer.Option(help="Delete events older than this.")] = None,
+    show_users: Annotated[bool, typer.Option(help="Let anyone list users and see histories.")] = False,
+    threads: Annotated[int | None, typer.Option(help="PyTorch threads of each worker.")] = None,
+) -> None:
+    """Serve recommendations over HTTP; the admin token comes from LASAR_ADMIN_TOKEN."""
+    require("fastapi", extra="serve")
+    from lasar.serving.launch import serve as serve_run
+    from lasar.serving.settings import Settings
+
+    settings = Settings(
+        run=run, workers=workers, model=model, device=device, database=database, text_model=text_model,
+        timeout_ms=timeout_ms, max_queue=max_queue, max_batch=max_batch, retention_days=retention_days,
+        show_users=show_users, threads=threads,
+    )  # fmt: skip
+    serve_run(settings, host=host, port=port)
+
+
+@app.command()
+def export(
+    run: RunPath,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make.")],
+    model: Annotated[str | None, typer.Option(help="Training stage; the last by default.")] = None,
+    anchors: Annotated[bool, typer.Option(help="With the segments that put thoughts into words.")] = True,
+    users: Annotated[bool, typer.Option(help="With the event log (personal data).")] = False,
+    text_model: Annotated[bool, typer.Option(help="With the text encoder for new items.")] = True,
+) -> None:
+    """Copy what serving needs into one self-contained folder."""
+    require("fastapi", extra="serve")
+    from lasar.serving.export import export_run
+
+    facts = export_run(run, out, model=model, anchors=anchors, users=users, text_model=text_model)
+    print(f"{out}: {facts['model']}, {facts['num_items']:,} items, {facts['bytes'] / 1e6:,.1f} MB")
+    if not facts["text_model"]:
+        print("without a text encoder: to add items live, give `lasar serve` one with --text-model")
 
 
 @data_app.command("list")
@@ -330,7 +383,7 @@ def _add_stage_command(stage: str) -> None:
         _run_and_show(_load(recipe, overrides), stage)
 
     summary = (STAGES[stage].__doc__ or "").partition("\n")[0].removeprefix(f"{stage}: ")
-    app.command(name=stage, help=summary)(command)
+    (baseline_app if stage in BASELINES else app).command(name=stage, help=summary)(command)
 
 
 for _stage in STAGES:

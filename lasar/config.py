@@ -35,6 +35,8 @@ class StageConfig:
     """Base of every stage's config: frozen, keyword-only, unknown keys refused."""
 
     __pydantic_config__: ClassVar[pydantic.ConfigDict] = pydantic.ConfigDict(extra="forbid")
+    by_default: ClassVar[bool] = True
+    """Whether a recipe that lists no `stages` runs this one."""
 
     def as_dict(self) -> dict[str, Any]:
         """Every field as plain JSON data: paths become strings, tuples become lists."""
@@ -88,7 +90,8 @@ def load_recipe(
     seed = _typed(values.get("seed", 0), int, f"{path}: seed")
     if not 0 <= seed < 2**32:  # what numpy accepts
         raise ConfigError(f"{path}: seed: must be from 0 to 2**32 - 1, got {seed}")
-    stages = _typed(values.get("stages", list(sections)), tuple[str, ...], f"{path}: stages")
+    usual = [stage for stage, kind in sections.items() if kind.by_default]
+    stages = _typed(values.get("stages", usual), tuple[str, ...], f"{path}: stages")
     for stage in stages:
         if stage not in sections:
             raise ConfigError(f"{path}: stages: unknown stage {stage!r}{nearest(stage, sections)}")

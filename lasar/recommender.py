@@ -21,7 +21,7 @@ from lasar.sid.catalog import SidCatalog
 Int32Array = NDArray[np.int32]
 History = Sequence[str | Sequence[str]]
 
-POLICY_STAGES = ("sft", "latent_sft")
+POLICY_STAGES = ("sft", "latent_sft", "rl")
 
 
 class Recommendation(NamedTuple):

@@ -22,7 +22,7 @@ ORDER = (
 BELOW_RECOMMENDER = frozenset(ORDER[: ORDER.index("recommender") + 1])
 MAY_IMPORT = {
     **{part: frozenset(ORDER[: index + 1]) for index, part in enumerate(ORDER)},
-    "serving": BELOW_RECOMMENDER | {"serving"},
+    "serving": BELOW_RECOMMENDER | {"cot", "serving"},
     "lasar": BELOW_RECOMMENDER,
 }
 MAY_IMPORT["cli"] |= {"serving"}

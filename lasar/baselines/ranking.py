@@ -4,12 +4,15 @@ Shapes: Q queries, K rank positions, I items.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lasar.data.interactions import TrainSequence
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Items = NDArray[np.int32]
 Ranked = tuple[NDArray[np.int32], NDArray[np.float32]]
@@ -60,3 +63,9 @@ def top_items(
         items_QK[query, : len(best)] = best
         scores_QK[query, : len(best)] = scores_I[best]
     return items_QK, scores_QK
+
+
+def rank_scores(scores_QI: "Tensor", k: int, *, excluded: Sequence[Items] | None = None) -> Ranked:
+    """`top_items` of a model's scores; ties, which only untrained models have, go to the lower index."""
+    scores = scores_QI.double().cpu().numpy()
+    return top_items(scores, k, popularity_I=np.zeros(scores.shape[1], dtype=np.int64), excluded=excluded)

@@ -38,7 +38,9 @@ def broken_bound(records: Sequence[Mapping[str, Any]], bounds: Bounds) -> str | 
             f"{bounds.max_kl:g}; lower rl.learning_rate or raise rl.grpo.kl_weight"
         )
     first = records[: bounds.window]
-    share = sum(record["entropy"] for record in latest) / max(sum(record["entropy"] for record in first), 1e-9)
+    share = sum(record["entropy"] for record in latest) / max(
+        sum(record["entropy"] for record in first), 1e-9
+    )
     if not share >= bounds.min_entropy:
         return (
             f"stopped at step {step}: the first code's entropy fell to {share:.0%} of what it was, below "

@@ -1,8 +1,8 @@
 """The RL loop: ask the current policy, judge what it says, improve it, check on it.
 
-Apart from `lasar.training.fit`, because here the batches come from the model that is being trained, and what a step did
-is of more interest than an epoch's loss. As exact to resume: every random number is a function of the seed and the step,
-and a checkpoint holds everything else.
+Apart from `lasar.training.fit`, because here the batches come from the model that is being trained, and what a step
+did is of more interest than an epoch's loss. As exact to resume: every random number is a function of the seed and
+the step, and a checkpoint holds everything else.
 """
 
 import copy
@@ -42,7 +42,7 @@ class RlPlan:
 
     Attributes:
         steps: sets of rollouts.
-        learning_rate: of the backbone (short warm-up, cosine to a tenth).
+        learning_rate: of all but the Policy Head (short warm-up, cosine to a tenth).
         head_learning_rate: of the Policy Head.
         prompts: of a batch.
         accumulate: batches of a step.
@@ -288,9 +288,12 @@ def _taken(waiting: list[int], count: int) -> tuple[list[int], list[int]]:
 
 def _optimizer(reasoner: LatentReasoner, plan: RlPlan) -> torch.optim.Optimizer:
     # No weight decay: the KL to the reference says where to stay, and it is not at 0.
-    groups = [{"params": list(reasoner.backbone.parameters()), "peak": plan.learning_rate}]
-    if reasoner.policy_head is not None:
-        groups.append({"params": list(reasoner.policy_head.parameters()), "peak": plan.head_learning_rate})
+    head = [] if reasoner.policy_head is None else list(reasoner.policy_head.parameters())
+    inside = {id(parameter) for parameter in head}
+    body = [parameter for parameter in reasoner.parameters() if id(parameter) not in inside]
+    groups = [{"params": body, "peak": plan.learning_rate}]
+    if head:
+        groups.append({"params": head, "peak": plan.head_learning_rate})
     return torch.optim.AdamW(groups, lr=plan.learning_rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lasar.decoding.trie import Trie
+from lasar.model.prompt import encode_prompts
 from lasar.model.reasoner import LatentReasoner
 from lasar.rl.losses import Ratio, kl_to_reference, reinforce, surrogate
 from lasar.rl.prompts import Prompts
@@ -82,9 +83,7 @@ class Objective:
     detach_h0: bool = True
     updates: int = 1
 
-    def __call__(
-        self, judged: Judged, *, version: int, counts: "Counts"
-    ) -> tuple[Tensor, dict[str, float]]:
+    def __call__(self, judged: Judged, *, version: int, counts: "Counts") -> tuple[Tensor, dict[str, float]]:
         """Loss of one batch as its part of the step's mean, and sums for the record.
 
         Args:
@@ -97,12 +96,12 @@ class Objective:
         """
         rollouts = judged.rollouts
         assert_fresh(rollouts, version, updates=self.updates)
-        scored = self._score(self.reasoner, rollouts)
+        scored = self.score(self.reasoner, rollouts)
         first_update = version == rollouts.version
         if first_update:
             judged.old_BGL = scored.logprobs_BGL.detach()
             with torch.no_grad():
-                judged.reference_BGL = self._score(self.reference, rollouts).logprobs_BGL
+                judged.reference_BGL = self.score(self.reference, rollouts).logprobs_BGL
         assert judged.old_BGL is not None
         assert judged.reference_BGL is not None
         loss_BG, clipped_BG = surrogate(
@@ -111,7 +110,7 @@ class Objective:
         kl_BG = kl_to_reference(scored.logprobs_BGL, judged.reference_BGL)
         trained_BG, real_BG = judged.trained_BG(skip_silent=self.skip_silent), rollouts.real_BG
         loss = ((loss_BG + self.kl_weight * kl_BG) * trained_BG).sum() / max(counts.rollouts, 1)
-        distance_S = self._terminal(scored, rollouts.prompts)
+        distance_S = self.terminal(scored.last_BD, rollouts.prompts)
         if self.terminal_weight and len(distance_S):
             loss = loss + self.terminal_weight * distance_S.sum() / max(counts.anchored, 1)
         # On-policy: of several updates only the first is by the policy that drew the depths.
@@ -131,28 +130,22 @@ class Objective:
         }
         return loss, sums
 
-    def terminal_start(self, batches: Sequence[Rollouts]) -> float:
-        """Mean KL_bi(h_N, last anchor) over prompts that have an anchor, 0 where none has."""
-        with torch.no_grad():
-            found = [self._terminal(self._score(self.reasoner, b), b.prompts) for b in batches]
-        distance_S = torch.cat(found)
-        return float(distance_S.mean()) if len(distance_S) else 0.0
-
-    def _score(self, reasoner: LatentReasoner, rollouts: Rollouts) -> Scored:
+    def score(self, reasoner: LatentReasoner, rollouts: Rollouts) -> Scored:
+        """What a model thinks of rollouts, at the rollouts' depths."""
         return score(
             reasoner, rollouts.prompts.ids_BT, rollouts.prompts.lengths_B, depths_B=rollouts.depths_B,
             items_BG=rollouts.items_BG, tokens_IL=self.tokens_IL, trie=self.trie,
         )  # fmt: skip
 
-    def _terminal(self, scored: Scored, prompts: Prompts) -> Tensor:
+    def terminal(self, last_BD: Tensor | None, prompts: Prompts) -> Tensor:
+        """KL_bi(h_N, last anchor) of the prompts that have one, [S]; other depths than the rationale's are in use."""
         anchors_B = torch.from_numpy(prompts.anchors_B)
         has_B = anchors_B >= 0
-        if scored.last_BD is None or not bool(has_B.any()):
+        if last_BD is None or not bool(has_B.any()):
             return torch.zeros(0)
-        device = scored.last_BD.device
-        return alignment_loss(
-            scored.last_BD[has_B.to(device)], self.fetch(anchors_B[has_B]).to(device), kind="kl"
-        )
+        device = last_BD.device
+        anchors_SD = self.fetch(anchors_B[has_B]).to(device)
+        return alignment_loss(last_BD[has_B.to(device)], anchors_SD, kind="kl")
 
     def _depth_loss(self, scored: Scored, judged: Judged) -> Tensor:
         assert scored.h0_BD is not None
@@ -163,6 +156,28 @@ class Objective:
             self.reasoner.policy_head(h0_BD), judged.rollouts.depths_B, judged.depth_advantages_B,
             entropy_weight=self.depth_entropy,
         )  # fmt: skip
+
+
+@torch.no_grad()
+def terminal_weight(objective: Objective, batches: Sequence[Prompts], *, loss: float) -> float:
+    """The gamma at which the terminal term starts out as large as `loss`; 0 where no prompt has an anchor.
+
+    Args:
+        objective: its model is measured as it is, at its own most probable depths.
+        batches: training prompts to measure on.
+        loss: what the term should weigh.
+    """
+    reasoner = objective.reasoner
+    distances = [torch.zeros(0)]
+    for prompts in batches:
+        thought = reasoner.think(encode_prompts(reasoner.backbone, prompts.ids_BT, prompts.lengths_B))
+        if thought.latents is None:
+            continue
+        rows_B = torch.arange(len(prompts), device=thought.depths_B.device)
+        last_BD = thought.latents.hidden_BPND[rows_B, 0, thought.depths_B]
+        distances.append(objective.terminal(last_BD, prompts).cpu())
+    distance = float(torch.cat(distances).sum())
+    return loss * len(torch.cat(distances)) / distance if distance > 0 else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -80,13 +80,19 @@ class PromptSource:
             number: self._orders.get(number, self._order(number)) for number in wanted
         }  # of the passes at hand only
         return np.array(
-            [self._orders[p][n] for p, n in zip(passes, places % len(self.rows), strict=True)], np.int64
+            [
+                self._orders[p][n]
+                for p, n in zip(passes.tolist(), (places % len(self.rows)).tolist(), strict=True)
+            ],
+            np.int64,
         )
 
     def render(self, numbers: Int64Array, *, batch_size: int) -> list[Prompts]:
         """Prompts of these rows in batches of like lengths."""
         order = numbers[np.argsort([len(self.rows[n].history) for n in numbers], kind="stable")]
-        return [self._prompts(order[start : start + batch_size]) for start in range(0, len(order), batch_size)]
+        return [
+            self._prompts(order[start : start + batch_size]) for start in range(0, len(order), batch_size)
+        ]
 
     def _order(self, number: int) -> Int64Array:
         return np.random.default_rng([self._seed, number]).permutation(len(self.rows))

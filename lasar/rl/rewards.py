@@ -38,7 +38,7 @@ def ndcg(items_G: Int32Array, targets: Int32Array, codes_IL: Int32Array) -> Valu
     """
     discount_G = _discount(len(items_G))
     ideal = discount_G[: min(len(targets), len(items_G))].sum()
-    return exact(items_G, targets, codes_IL) * discount_G / ideal
+    return np.asarray(exact(items_G, targets, codes_IL) * discount_G / ideal)
 
 
 def rank_penalty(items_G: Int32Array, targets: Int32Array, codes_IL: Int32Array) -> Values:

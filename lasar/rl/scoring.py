@@ -65,9 +65,7 @@ def score(
         h0_BD = last_BD = None
     else:
         h0_B1D, start_B1 = start_reasoning(prefix, prefix.tip_B1, vocabulary=vocabulary)
-        latents = reason(
-            prefix, h0_B1D, start_B1, num_steps=deepest, feedback=reasoner.settings.feedback
-        )
+        latents = reason(prefix, h0_B1D, start_B1, num_steps=deepest, **reasoner.loop)
         tips_B1 = latents.tips_BP(depths_B[:, None])
         hidden_BGLD = _hang_answers(prefix, tips_B1, answers_BGL, end=vocabulary.latent_end)
         h0_BD = h0_B1D[:, 0]
@@ -79,9 +77,7 @@ def score(
         prefix.model, hidden_BGLD[real_BG].flatten(0, 1), answers_BGL[real_BG].flatten(),
         items_BG[real_BG].repeat_interleave(levels), vocabulary=vocabulary, trie=trie,
     ).view(-1, levels)  # fmt: skip
-    return Scored(
-        logprobs_BGL=logprobs_BGL, opening_BD=hidden_BGLD[:, 0, 0], h0_BD=h0_BD, last_BD=last_BD
-    )
+    return Scored(logprobs_BGL=logprobs_BGL, opening_BD=hidden_BGLD[:, 0, 0], h0_BD=h0_BD, last_BD=last_BD)
 
 
 def first_code_entropy(model: nn.Module, opening_BD: Tensor, *, vocabulary: Vocabulary, trie: Trie) -> Tensor:

@@ -1,1 +1,1 @@
-"""The recommender as a service: HTTP in front, micro-batches behind, a catalogue and histories that change while it runs."""
+"""The recommender as a service: HTTP in front, micro-batches behind, a catalogue that changes while it runs."""

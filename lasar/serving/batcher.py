@@ -130,11 +130,7 @@ class MicroBatcher(Generic[Q, R]):
             StoppingError: the server shuts down.
             Exception: whatever the engine raised for this query.
         """
-        if self._stopping:
-            raise StoppingError
-        expected = self.expected_seconds()
-        if len(self._waiting) >= self._max_queue or (self._waiting and expected > timeout_seconds):
-            raise QueueFullError(max(1, math.ceil(expected)))
+        self.check_room(timeout_seconds)
         future: asyncio.Future[Answered[R]] = asyncio.get_running_loop().create_future()
         entry = _Entry(query, self._group(query), future, time.perf_counter())
         ticket, self._next = self._next, self._next + 1
@@ -149,6 +145,19 @@ class MicroBatcher(Generic[Q, R]):
             raise DeadlineError(started=entry.started is not None) from None
         finally:
             self._waiting.pop(ticket, None)
+
+    def check_room(self, timeout_seconds: float) -> None:
+        """Raise what `submit` would raise at once; cheap, so that preparing a query in vain can be avoided.
+
+        Raises:
+            QueueFullError: see `submit`.
+            StoppingError: see `submit`.
+        """
+        if self._stopping:
+            raise StoppingError
+        expected = self.expected_seconds()
+        if len(self._waiting) >= self._max_queue or (self._waiting and expected > timeout_seconds):
+            raise QueueFullError(max(1, math.ceil(expected)))
 
     def expected_seconds(self) -> float:
         """Time until a query submitted now would be answered, judged by the batches so far."""
@@ -231,7 +240,5 @@ def _deliver(entry: _Entry[Q, R], outcome: Any, batch_size: int) -> None:
         entry.future.set_exception(outcome.error)
         return
     assert entry.started is not None
-    answered = Answered(
-        result=outcome, queue_seconds=entry.started - entry.arrived, batch_size=batch_size
-    )
+    answered = Answered(result=outcome, queue_seconds=entry.started - entry.arrived, batch_size=batch_size)
     entry.future.set_result(answered)

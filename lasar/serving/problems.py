@@ -8,6 +8,7 @@ from typing import Any, TypedDict
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
@@ -30,6 +31,7 @@ TITLES = {
     "conflict": "The request does not fit the present state",
     "not-found": "There is nothing here",
     "not-allowed": "Not with this method",
+    "database": "The database does not answer",
     "internal": "The server failed; the defect is ours",
 }
 _KIND_OF_STATUS = {404: "not-found", 405: "not-allowed", 413: "too-large"}
@@ -44,7 +46,7 @@ class FieldError(TypedDict):
     fix: str
 
 
-class Problem(Exception):
+class ProblemError(Exception):
     """An answer that says what went wrong."""
 
     def __init__(
@@ -78,25 +80,25 @@ class Problem(Exception):
         return Response(body, self.status, headers=self.headers, media_type="application/problem+json")
 
 
-def problem_of(error: LasarError, *, field: str = "") -> Problem:
+def problem_of(error: LasarError, *, field: str = "") -> ProblemError:
     """A LasarError as a problem: a wrong value of the request, or something this server cannot do."""
     if isinstance(error, ConfigError):
         detail: FieldError = {"field": field, "message": str(error), "fix": "change the value"}
-        return Problem(422, "invalid-request", str(error), errors=[detail])
-    return Problem(409, "conflict", str(error))
+        return ProblemError(422, "invalid-request", str(error), errors=[detail])
+    return ProblemError(409, "conflict", str(error))
 
 
 def install(app: FastAPI) -> None:
     """Render every error of the app as a problem."""
-    app.add_exception_handler(Problem, _on_problem)
+    app.add_exception_handler(ProblemError, _on_problem)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http)
     app.add_exception_handler(LasarError, _on_lasar)
-    app.add_exception_handler(Exception, _on_defect)
+    app.add_exception_handler(OperationalError, _on_database)
 
 
 async def _on_problem(_: Request, error: Exception) -> Response:
-    assert isinstance(error, Problem)
+    assert isinstance(error, ProblemError)
     return error.response()
 
 
@@ -108,24 +110,31 @@ async def _on_lasar(_: Request, error: Exception) -> Response:
 async def _on_http(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     kind = _KIND_OF_STATUS.get(error.status_code, "invalid-request")
-    return Problem(error.status_code, kind, str(error.detail), headers=error.headers).response()
+    return ProblemError(error.status_code, kind, str(error.detail), headers=error.headers).response()
 
 
 async def _on_invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     found = [_field_error(entry) for entry in error.errors()[:20]]
     named = found[0]["field"] or "the request"
-    return Problem(422, "invalid-request", f"{named}: {found[0]['message']}", errors=found).response()
+    return ProblemError(422, "invalid-request", f"{named}: {found[0]['message']}", errors=found).response()
 
 
-async def _on_defect(request: Request, error: Exception) -> Response:
-    # The message of an unforeseen error may quote a history; its type and place do not.
+async def _on_database(_: Request, error: Exception) -> Response:
+    logger.error("the database does not answer: %s", type(error).__name__)
+    return ProblemError(
+        503, "database", "the database does not answer; try again", headers={"retry-after": "1"}
+    ).response()
+
+
+def defect(error: Exception) -> ProblemError:
+    """An unforeseen error as a problem; its type and place go to the log, its message may quote a history."""
     frames = error.__traceback__
     while frames is not None and frames.tb_next is not None:
         frames = frames.tb_next
     place = f"{frames.tb_frame.f_code.co_filename}:{frames.tb_lineno}" if frames else "?"
-    logger.error("%s at %s while answering %s", type(error).__name__, place, request.method)
-    return Problem(500, "internal", "unexpected error; the server's log says where").response()
+    logger.error("%s at %s", type(error).__name__, place)
+    return ProblemError(500, "internal", "unexpected error; the server's log says where")
 
 
 def _field_error(entry: dict[str, Any]) -> FieldError:

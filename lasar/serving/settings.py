@@ -30,7 +30,8 @@ class Settings:
         poll_seconds: how often a worker looks for a catalogue version that another one made.
         retention_days: events older than this are deleted; kept for ever by default.
         show_users: let anyone list users and read their histories (for a demonstration).
-        threads: PyTorch threads of each worker; the processor's cores shared among the workers by default.
+        threads: PyTorch threads of each worker; by default PyTorch's own choice (it reads OMP_NUM_THREADS), at most the
+            worker's share of the cores.
         workers: worker processes.
         admin_token: bearer token of the admin routes; they are closed without one.
     """

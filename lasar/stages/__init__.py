@@ -3,7 +3,22 @@
 from types import MappingProxyType
 
 from lasar.artifacts import StageModule
-from lasar.stages import anchor, embed, evaluate, latent_sft, prepare, quantize, rationalize, report, sft
+from lasar.stages import (
+    anchor,
+    embed,
+    evaluate,
+    gru4rec,
+    latent_sft,
+    prepare,
+    quantize,
+    rationalize,
+    rearec,
+    report,
+    rl,
+    sasrec,
+    sft,
+    tiger,
+)
 
 STAGES: MappingProxyType[str, StageModule] = MappingProxyType(
     {
@@ -14,7 +29,15 @@ STAGES: MappingProxyType[str, StageModule] = MappingProxyType(
         "sft": sft,
         "anchor": anchor,
         "latent_sft": latent_sft,
+        "gru4rec": gru4rec,
+        "sasrec": sasrec,
+        "rearec": rearec,
+        "tiger": tiger,
+        "rl": rl,
         "evaluate": evaluate,
         "report": report,
     }
 )
+
+# Run only where a recipe lists them: systems to compare with.
+BASELINES = tuple(name for name, module in STAGES.items() if not module.Config.by_default)

@@ -59,7 +59,7 @@ class Config(StageConfig):
     model: str = "sft"
     """The stage whose model is evaluated; it names the method in every table."""
     also: tuple[str, ...] = ()
-    """Other stages whose models are evaluated beside it, on the same users."""
+    """Other stages whose models are evaluated beside it, on the same users; trained baselines, too."""
     depth: Depths = field(default_factory=Depths)
     """Latent steps of a model that reasons."""
     split: Literal["valid", "test"] = "test"
@@ -77,9 +77,9 @@ class Config(StageConfig):
     max_users: Annotated[int, pydantic.Field(ge=1)] | None = None
     """Evaluate a random subset of this many users (chosen by the seed); null: all."""
     baselines: tuple[Baseline, ...] = ("popularity", "transitions", "cooccurrence")
-    """Methods evaluated beside the model, on the same users; `cooccurrence` needs orders of several items."""
+    """Methods without training, on the same users; `cooccurrence` needs orders of several items."""
     tuning_users: Annotated[int, pydantic.Field(ge=1)] = 1000
-    """Validation users on which the counting baselines choose their settings."""
+    """Validation users on which these baselines choose their settings."""
     bootstrap_samples: Annotated[int, pydantic.Field(ge=1)] = 1000
     """Resamplings behind every interval and p-value."""
     num_examples: Annotated[int, pydantic.Field(ge=0)] = 8
@@ -180,15 +180,12 @@ def show(folder: Path, console: Console) -> None:
 
 def _ranker(stage: str, config: Config, context: StageContext) -> "Rank":
     """One trained model as a function of users and depth."""
-    from lasar.recommender import Recommender
+    from lasar.baselines.opened import open_ranker
 
-    recommender = Recommender.from_artifacts(
-        prepare=context.inputs["prepare"], quantize=context.inputs["quantize"], model=context.inputs[stage],
-        device=config.device,
-    )  # fmt: skip
-    return lambda histories, baskets, depth: recommender.rank(
-        histories, baskets, k=config.k, beam_width=config.beam_width, exclude_seen=config.exclude_seen,
-        depth=depth, seed=context.seed,
+    return open_ranker(
+        context.inputs[stage], prepare=context.inputs["prepare"], quantize=context.inputs["quantize"],
+        device=config.device, k=config.k, beam_width=config.beam_width, exclude_seen=config.exclude_seen,
+        seed=context.seed,
     )  # fmt: skip
 
 

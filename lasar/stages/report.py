@@ -16,6 +16,7 @@ from lasar.config import StageConfig
 from lasar.errors import ArtifactError, require
 from lasar.evaluation import report_content as content
 from lasar.evaluation.report_latent import depth_section, latent_section
+from lasar.evaluation.report_rl import rl_section
 
 PAGE = "report.html"
 
@@ -55,9 +56,11 @@ def run(config: Config, context: StageContext) -> None:
         if metrics["depth"]["mean"] > 0:
             sections.append(depth_section(metrics, _optional_json(folders["evaluate"], "latency.json")))
     for stage, folder in folders.items():
-        if (folder / "curve.jsonl").is_file():
-            sections.append(content.curve_section(stage, _read_lines(folder / "curve.jsonl")))
         trained = _optional_json(folder, "metrics.json")
+        if stage == "rl" and trained is not None:
+            sections.append(rl_section(_read_lines(folder / "curve.jsonl"), trained))
+        elif (folder / "curve.jsonl").is_file():
+            sections.append(content.curve_section(stage, _read_lines(folder / "curve.jsonl")))
         if trained is not None and "valid_depths" in trained:
             sections.append(latent_section(stage, trained))
     if quality is not None:

@@ -1,15 +1,22 @@
 """One contract for everything that ranks: shapes, padding, no repeats, filters, order, no state."""
 
+from functools import partial
+
 import numpy as np
 import pytest
+import torch
 
+from lasar.baselines.ease import Ease
+from lasar.baselines.item_knn import ItemKnn
 from lasar.baselines.popularity import Popularity
+from lasar.baselines.trained import Trained
 from lasar.baselines.transitions import Transitions
 from lasar.data.interactions import TrainSequence
 from lasar.decoding.ranker import Ranker
 from lasar.model.backbone import build_preset
 from lasar.model.reasoner import LatentReasoner, ReasoningSettings
 from lasar.prompts.vocabulary import Vocabulary
+from lasar.training.fit import FitPlan
 
 NUM_ITEMS, K = 15, 10
 
@@ -55,7 +62,30 @@ class ReasoningModel(Model):
     settings = ReasoningSettings(max_depth=3, head_width=8)
 
 
-RANKERS = {"popularity": Popularity, "transitions": Transitions, "model": Model, "reasoning": ReasoningModel}
+def trained(method, **settings):
+    """A trained baseline after one epoch."""
+    codes = np.stack([np.arange(NUM_ITEMS) // 4, np.arange(NUM_ITEMS) % 4], axis=1).astype(np.int32)
+    return Trained(
+        method, settings={"max_history": 5, "hidden_size": 16, "num_layers": 1, "dropout": 0.1} | settings,
+        plan=FitPlan(epochs=1, learning_rate=1e-2, precision="fp32"),
+        given={"codes_IL": torch.from_numpy(codes)} if method == "tiger" else None,
+    )  # fmt: skip
+
+
+REASONING = {
+    "temperature": 0.5, "num_steps": 2, "diversity_weight": 0.1, "temperature_scale": 2.0,
+    "contrastive_weight": 0.1, "noise": 0.01,
+}  # fmt: skip
+TIGER = {"num_levels": 2, "codebook_size": 4, "head_size": 8, "feed_size": 32}
+
+RANKERS = {
+    "popularity": Popularity, "transitions": Transitions, "model": Model, "reasoning": ReasoningModel,
+    "item_knn": ItemKnn, "ease": Ease, "gru4rec": partial(trained, "gru4rec"),
+    "sasrec": partial(trained, "sasrec", num_heads=2),
+    "rearec_erl": partial(trained, "rearec", num_heads=2, learning="erl", **REASONING),
+    "rearec_prl": partial(trained, "rearec", num_heads=2, learning="prl", **REASONING),
+    "tiger": partial(trained, "tiger", num_heads=2, **TIGER),
+}  # fmt: skip
 
 
 @pytest.fixture(params=sorted(RANKERS))

@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 STAGES = (
-    "prepare", "embed", "quantize", "rationalize", "sft", "anchor", "latent_sft", "evaluate", "report",
+    "prepare", "embed", "quantize", "rationalize", "sft", "anchor", "latent_sft", "rl", "evaluate", "report",
 )  # fmt: skip
 
 
@@ -63,7 +63,7 @@ def test_every_stage_leaves_an_artifact_and_nothing_else(finished):
 def test_the_planted_rule_is_learned(finished):
     run, output = finished
     methods = json.loads((run / "evaluate" / "metrics.json").read_text())["methods"]
-    for stage in ("sft", "latent_sft"):
+    for stage in ("sft", "latent_sft", "rl"):
         assert methods[stage]["hr@5"] > 2 * methods["popularity"]["hr@5"]
         assert methods[stage]["hr@5"] > 0.5
     assert "popularity" in output

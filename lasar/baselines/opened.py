@@ -1,0 +1,64 @@
+"""Opening a trained artifact to evaluate it, whether it is our model or a baseline."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from lasar.baselines.ranking import Items
+from lasar.baselines.trained import FACTS_FILE, Trained
+from lasar.decoding.ranked import Ranked
+from lasar.errors import ConfigError
+from lasar.model.backbone import best_device
+from lasar.model.reasoner import Depth
+
+Rank = Callable[[list[Items], list[Items], Depth], Ranked]
+
+
+def open_ranker(
+    folder: Path,
+    *,
+    prepare: Path,
+    quantize: Path,
+    device: str,
+    k: int,
+    beam_width: int,
+    exclude_seen: bool,
+    seed: int,
+) -> Rank:
+    """A trained model as a function of histories, baskets and depth.
+
+    Args:
+        folder: artifact of the stage that trained it.
+        prepare: artifact with the items.
+        quantize: artifact with the semantic IDs; a baseline brings its own.
+        device: `auto`, `cpu`, or a torch device.
+        k: length of the lists.
+        beam_width: of models that search.
+        exclude_seen: leave out items of the history.
+        seed: of depths that are sampled.
+
+    Raises:
+        ArtifactError: an artifact is missing or damaged.
+        ConfigError: the device does not exist; later, a depth is asked of a model that has none.
+    """
+    if not (folder / FACTS_FILE).is_file():
+        from lasar.recommender import Recommender
+
+        recommender = Recommender.from_artifacts(
+            prepare=prepare, quantize=quantize, model=folder, device=device
+        )
+        return lambda histories, baskets, depth: recommender.rank(
+            histories, baskets, k=k, beam_width=beam_width, exclude_seen=exclude_seen, depth=depth, seed=seed
+        )
+    trained = Trained.load(
+        folder, device=best_device() if device == "auto" else device, beam_width=beam_width
+    )
+
+    def rank(histories: Sequence[Items], baskets: Sequence[Items], depth: Depth) -> Ranked:
+        if depth not in ("auto", 0):
+            raise ConfigError(f"evaluate.depth: {folder.name} has no depth to choose, got {depth}; use auto")
+        items_QK, scores_QK = trained.recommend(histories, baskets, k, exclude_seen=exclude_seen)
+        return Ranked(items_QK, scores_QK, np.zeros(len(histories), dtype=np.int32))
+
+    return rank
