@@ -54,6 +54,8 @@ class ResultRow(StageConfig):
     """Whether items of the history were left out of the lists."""
     mean_depth: float | None
     """Mean number of latent steps; null for methods without any."""
+    teacher: str | None
+    """What wrote the rationales the model was trained with, and with which intent; null for methods without any."""
     train_seconds: float | None
     """Wall time of the training stage; null for counting methods."""
     device: str
@@ -146,21 +148,24 @@ def row_from_run(
         raise DataError(f"{run_dir}: method {method!r} was not evaluated; there are: {known}")
     values = dict(metrics["methods"][method])
     intervals = values.pop("ci")
-    trained = method == model
+    folder = run_dir / method
+    trained = (folder / "manifest.json").is_file()
+    depth = metrics.get("depth", {}).get("mean", 0.0) if method == model else 0.0
     row = {
         "dataset": metrics["dataset"],
         "split": metrics["split_kind"],
         "evaluated_on": metrics["split"],
         "method": method,
         "seed": manifest["seed"],
-        "params": count_parameters(run_dir / model / "model") if trained else None,
+        "params": _parameters(folder) if trained else None,
         "train_targets": metrics["train_targets"],
         "metrics": {name: round(value, 6) for name, value in values.items()},
         "intervals": {name: [round(end, 6) for end in ends] for name, ends in intervals.items()},
         "num_users": metrics["num_users"],
         "exclude_seen": metrics["exclude_seen"],
-        "mean_depth": metrics.get("mean_depth") if trained else None,
-        "train_seconds": read_manifest(run_dir / model)["seconds"] if trained else None,
+        "mean_depth": round(depth, 4) if depth else None,
+        "teacher": _teacher(run_dir, folder) if trained else None,
+        "train_seconds": read_manifest(folder)["seconds"] if trained else None,
         "device": device or this_device(),
         "commit": current_commit(),
         "recipe": recipe,
@@ -172,6 +177,18 @@ def rows_from_run(run_dir: Path, *, recipe: str, device: str | None = None) -> l
     """Rows of the model and of every baseline evaluated beside it."""
     methods = read_json(run_dir / "evaluate" / "metrics.json")["methods"]
     return [row_from_run(run_dir, recipe=recipe, method=method, device=device) for method in methods]
+
+
+def _parameters(folder: Path) -> int:
+    """Parameters of a language model, or of a trained baseline, whose weights lie in the artifact itself."""
+    return count_parameters(folder / "model" if (folder / "model").is_dir() else folder)
+
+
+def _teacher(run_dir: Path, folder: Path) -> str | None:
+    if "anchor" not in read_manifest(folder)["inputs"]:
+        return None
+    summary = read_json(run_dir / "rationalize" / "summary.json")
+    return f"{summary['teacher']}, {summary['intent']}"
 
 
 def count_parameters(model: Path) -> int:

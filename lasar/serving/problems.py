@@ -138,7 +138,7 @@ def defect(error: Exception) -> ProblemError:
 
 
 def _field_error(entry: dict[str, Any]) -> FieldError:
-    parts = [part for part in entry["loc"] if part not in ("body", "query", "path", "header")]
+    parts = entry["loc"][1:]  # the first says body, query or path
     field = ""
     for position, part in enumerate(parts):
         if isinstance(part, int):

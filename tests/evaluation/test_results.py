@@ -42,6 +42,7 @@ def row(**changes):
         "num_users": 22363,
         "exclude_seen": False,
         "mean_depth": None,
+        "teacher": None,
         "train_seconds": 1500.0,
         "device": "a processor, 2 cores",
         "commit": "abc123",

@@ -108,6 +108,7 @@ def test_an_unknown_user_is_refused_without_naming_another(client, recommender):
     [
         ({}, "history", "give one of them"),
         ({"history": [], "user_id": "ann"}, "history", "give one of them"),
+        ({"history": [], "body": 1}, "body", "leave the field out"),
         ({"histroy": []}, "histroy", "did you mean 'history'?"),
         ({"history": [], "k": 0}, "k", ""),
         ({"history": [], "k": "5"}, "k", ""),
