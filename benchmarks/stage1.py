@@ -3,7 +3,7 @@
 The peer is the usual way: every prefix of a history is an example of its own whose loss is on the last item,
 bucketed by length, with as many tokens in a batch as ours. Both train the same model on the same histories in bf16
 autocast; the summed losses must agree (checked in fp32, dropout off). Runs are interleaved; ratios are of process CPU
-time, medians. Histories: lengths as on Amazon Beauty (3 or more training events, mean 6.9), and all of 20 items.
+time, medians. Histories: lengths as on Amazon Beauty (mean 6.7 once cut at 50), and all of 20 items.
 
 Usage: python benchmarks/stage1.py [--preset 1m] [--users 400] [--runs 3]
 """
@@ -16,6 +16,7 @@ import time
 
 import numpy as np
 import torch
+from _beauty import beauty_lengths
 
 from lasar.data.interactions import TrainSequence
 from lasar.decoding.trie import Trie
@@ -31,7 +32,7 @@ def main() -> None:
     arguments = _arguments()
     rng = np.random.default_rng(0)
     lengths = {
-        "beauty": np.minimum(2 + rng.geometric(1 / 4.9, arguments.users), 50),
+        "beauty": beauty_lengths(arguments.users),
         "20": np.full(arguments.users // 3, 20),
     }
     for name, counts in lengths.items():

@@ -5,7 +5,7 @@ length, its prompt computed once and its latent steps cached, as many tokens in 
 calls. Beside it, for scale, Coconut's way: the whole sequence again for every latent step. All train the same model in
 bf16 autocast on the same histories, every target with the same depth; the summed losses must agree (fp32, no dropout).
 Runs are interleaved; ratios are of process CPU time, medians. `bound` is what the counts of tokens allow. Histories:
-lengths as on Amazon Beauty (3 or more training events, mean 6.9), and all of 20 items. Peak memory is of one process
+lengths as on Amazon Beauty (mean 6.7 once cut at 50), and all of 20 items. Peak memory is of one process
 per way.
 
 Usage: python benchmarks/stage2.py [--preset 1m] [--users 300] [--runs 3] [--depth 3]
@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from _beauty import beauty_lengths
 
 from lasar.data.interactions import TrainSequence
 from lasar.decoding.trie import Trie
@@ -45,9 +46,7 @@ class Bench:
         """Draw histories and codes."""
         rng = np.random.default_rng(0)
         users = arguments.users
-        counts = {"beauty": np.minimum(2 + rng.geometric(1 / 4.9, users), 50), "20": np.full(users // 3, 20)}[
-            lengths
-        ]
+        counts = {"beauty": beauty_lengths(users), "20": np.full(users // 3, 20)}[lengths]
         self.codes = np.unique(rng.integers(0, 256, (NUM_ITEMS, 4)), axis=0).astype(np.int32)
         self.trie = Trie(self.codes)
         self.model = build_preset(arguments.preset, vocabulary=VOCABULARY, seed=0)
