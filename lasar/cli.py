@@ -9,13 +9,13 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 import yaml
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
 from rich.table import Table
+from typer.exceptions import TyperException
 
 from lasar import __version__
 from lasar.artifacts import MANIFEST, read_json, run_stage, stage_state, write_json
@@ -56,21 +56,24 @@ def main() -> None:
     logging.getLogger("lasar").setLevel(logging.INFO)
     try:
         code = app(standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except LasarError as error:
-        Console(stderr=True, soft_wrap=True).print(
-            f"[bold red]error:[/] {escape(str(error))}", highlight=False
-        )
+    except TyperException as error:  # an option, an argument or a command that there isn't
+        if message := error.format_message().strip().rstrip("."):  # empty when the help was the answer
+            _say_error(f"{message}; see lasar --help, lasar COMMAND --help")
         sys.exit(2)
-    except (KeyboardInterrupt, click.Abort):
+    except LasarError as error:
+        _say_error(str(error))
+        sys.exit(2)
+    except (KeyboardInterrupt, typer.Abort):
         print(
             "interrupted; nothing is lost: the same command continues from the last checkpoint",
             file=sys.stderr,
         )
         sys.exit(130)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _say_error(message: str) -> None:
+    Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {escape(message)}", highlight=False)
 
 
 def _version(show: bool) -> None:
