@@ -84,6 +84,40 @@ def _expand(
     item_filter: ItemFilter | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Best W children of all beams: their nodes, scores and parent beams."""
+    child_BWM, logprobs_BWM, real_BWM = score_children(
+        model, hidden_BWD, nodes_BW, level, vocabulary=vocabulary, trie=trie, item_filter=item_filter
+    )
+    scores_BWM = (scores_BW[..., None] + logprobs_BWM).masked_fill(~real_BWM, -torch.inf)
+    flat = scores_BWM.flatten(1)
+    best_BW, chosen_BW = flat.topk(min(beam_width, flat.shape[1]), dim=1)
+    return child_BWM.flatten(1).gather(1, chosen_BW), best_BW, chosen_BW // child_BWM.shape[2]
+
+
+def score_children(
+    model: nn.Module,
+    hidden_BWD: Tensor,
+    nodes_BW: Tensor,
+    level: int,
+    *,
+    vocabulary: Vocabulary,
+    trie: Trie,
+    item_filter: ItemFilter | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One step down the trie, for whatever chooses among the children.
+
+    Args:
+        model: owns the output head.
+        hidden_BWD: hidden states that predict the next code.
+        nodes_BW: node each stands at.
+        level: its depth.
+        vocabulary: token ids of the levels, and what a probability is normalised over.
+        trie: the catalogue.
+        item_filter: which items each request may receive.
+
+    Returns:
+        Children of all nodes, the log-probability of each code, and which of them exist and are permitted, each
+        [B, W, M]; where a child doesn't exist its log-probability means nothing.
+    """
     first, last = vocabulary.normaliser(level)
     logits_BWV = (hidden_BWD @ head_rows(model, first, last).T).float()
     child_BWM, real_BWM = trie.children(level, nodes_BW)
@@ -97,7 +131,4 @@ def _expand(
     # Filters come after normalising: leaving items out does not change the scores of the others.
     if item_filter is not None:
         real_BWM = real_BWM & item_filter.alive(below, child_BWM)
-    scores_BWM = (scores_BW[..., None] + logprobs_BWM).masked_fill(~real_BWM, -torch.inf)
-    flat = scores_BWM.flatten(1)
-    best_BW, chosen_BW = flat.topk(min(beam_width, flat.shape[1]), dim=1)
-    return child_BWM.flatten(1).gather(1, chosen_BW), best_BW, chosen_BW // child_BWM.shape[2]
+    return child_BWM, logprobs_BWM, real_BWM

@@ -8,11 +8,10 @@ Legend: B batch, W items sampled, L levels, C codebook, D hidden, M most childre
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lasar.decoding.beam import Beams
+from lasar.decoding.beam import Beams, score_children
 from lasar.decoding.trie import ItemFilter, Trie
-from lasar.model.backbone import head_rows
 from lasar.model.prompt import Prefix
 from lasar.prompts.vocabulary import Vocabulary
 
@@ -48,7 +47,7 @@ def sample_items(
     scores_BW = torch.zeros(tips_BW.shape, device=tips_BW.device)
     chances_BW, keys_BW = scores_BW.double(), scores_BW.double()
     for level in range(trie.num_levels):
-        child_BWM, logprobs_BWM, real_BWM = _children(
+        child_BWM, logprobs_BWM, real_BWM = score_children(
             prefix.model, hidden_BWD, nodes_BW, level,
             vocabulary=vocabulary, trie=trie, item_filter=item_filter,
         )  # fmt: skip
@@ -84,29 +83,3 @@ def _perturbed_below(keys_BW: Tensor, chance_BWM: Tensor, generator: torch.Gener
     gap_BWM = keys_BW[..., None] - noisy_BWM + torch.log1p(-(noisy_BWM - largest_BW1).exp())
     keys_BWM = keys_BW[..., None] - gap_BWM.clamp(min=0) - torch.log1p((-gap_BWM.abs()).exp())
     return torch.where(torch.isneginf(chance_BWM), -torch.inf, keys_BWM)
-
-
-def _children(
-    model: nn.Module,
-    hidden_BWD: Tensor,
-    nodes_BW: Tensor,
-    level: int,
-    *,
-    vocabulary: Vocabulary,
-    trie: Trie,
-    item_filter: ItemFilter | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Children of all nodes, the log-probability of each code, and which of them are permitted, each [B, W, M]."""
-    first, last = vocabulary.normaliser(level)
-    logits_BWV = (hidden_BWD @ head_rows(model, first, last).T).float()
-    child_BWM, real_BWM = trie.children(level, nodes_BW)
-    below = trie.levels[level + 1]
-    token_BWM = below.code[child_BWM] + (vocabulary.level_start(level) - first)
-    if vocabulary.normalise == "trie":
-        logits_BWM = logits_BWV.gather(2, token_BWM).masked_fill(~real_BWM, -torch.inf)
-        logprobs_BWM = logits_BWM.log_softmax(-1)
-    else:
-        logprobs_BWM = logits_BWV.log_softmax(-1).gather(2, token_BWM)
-    if item_filter is not None:
-        real_BWM = real_BWM & item_filter.alive(below, child_BWM)
-    return child_BWM, logprobs_BWM, real_BWM
