@@ -104,9 +104,20 @@ def run(
         stages = stages[: stages.index(until) + 1]
     for stage in loaded.stages:  # a wrong path or name is found now, not when its stage begins
         STAGES[stage].sources(loaded.configs[stage])
+        _check_inputs(loaded, stage, path=recipe)
     for stage in stages:
         _run_and_show(loaded, stage)
     Console().print(f"finished; results are in [bold]{loaded.run_dir}[/]")
+
+
+def _check_inputs(recipe: Recipe, stage: str, *, path: Path) -> None:
+    """Refuse a recipe whose stage reads what nothing makes, before hours are spent on the stages before it."""
+    for needed in STAGES[stage].inputs(recipe.configs[stage]):
+        if needed not in recipe.stages and not (recipe.run_dir / needed).is_dir():
+            raise ConfigError(
+                f"{path}: {stage} reads {needed!r}, which 'stages' does not list and {recipe.run_dir} does not hold; "
+                f"add it to 'stages', or change what {stage} reads ({stage}'s section)"
+            )
 
 
 @app.command()

@@ -56,9 +56,9 @@ class Depths(StageConfig):
 class Config(StageConfig):
     """How the model is evaluated."""
 
-    model: str = "sft"
+    model: str = "rl"
     """The stage whose model is evaluated; it names the method in every table."""
-    also: tuple[str, ...] = ()
+    also: tuple[str, ...] = ("sft", "latent_sft")
     """Other stages whose models are evaluated beside it, on the same users; trained baselines, too."""
     depth: Depths = field(default_factory=Depths)
     """Latent steps of a model that reasons."""

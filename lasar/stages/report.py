@@ -25,7 +25,7 @@ PAGE = "report.html"
 class Config(StageConfig):
     """What the page shows."""
 
-    include: tuple[str, ...] = ("prepare", "quantize", "sft", "evaluate")
+    include: tuple[str, ...] = ("prepare", "quantize", "sft", "latent_sft", "rl", "evaluate")
     """Stages whose artifacts are shown; `prepare` must be one of them."""
     title: str = ""
     """Heading of the page; empty: the name of the data set."""

@@ -144,6 +144,10 @@ def test_mistakes_are_one_line(finished, shop, tmp_path):
         (["recommend", str(run), "--history", item_id, "--depth", "x"], "auto, sampled, or a number"),
         (["recommend", str(run), "--history", item_id, "--depth", "9"], "0 to 8 latent steps"),
         (["run", *arguments(shop, run), "--until", "latent"], "did you mean 'latent_sft'"),
+        (
+            ["run", *arguments(shop, tmp_path / "r3"), "stages=[prepare, quantize]"],
+            "quantize reads 'embed', which",
+        ),
         (["latent_sft", *arguments(shop, run), "latent_sft.loop.depth=9"], "at most 8 steps"),
     ]
     for command, expected in cases:

@@ -17,7 +17,9 @@ FILES = ("metrics.json", "per_user.parquet", "examples.json")
 
 def run(run_dir, *, seed=0, **values):
     config = parse_section(
-        evaluate.Config, {"bootstrap_samples": 50, "tuning_users": 20, **values}, where="evaluate"
+        evaluate.Config,
+        {"model": "sft", "also": [], "bootstrap_samples": 50, "tuning_users": 20, **values},
+        where="evaluate",
     )
     recipe = Recipe(name="x", seed=seed, run_dir=run_dir, stages=("evaluate",), configs={"evaluate": config})
     return run_stage("evaluate", evaluate, recipe)

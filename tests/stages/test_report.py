@@ -49,8 +49,8 @@ class Page(HTMLParser):
 
 def recipe(run_dir, **values):
     configs = {
-        "evaluate": evaluate.Config(bootstrap_samples=20, tuning_users=10),
-        "report": report.Config(**values),
+        "evaluate": evaluate.Config(model="sft", also=(), bootstrap_samples=20, tuning_users=10),
+        "report": report.Config(**{"include": ("prepare", "quantize", "sft", "evaluate"), **values}),
     }
     return Recipe(name="x", seed=0, run_dir=run_dir, stages=("evaluate", "report"), configs=configs)
 
