@@ -27,6 +27,7 @@ class Ranker:
     Attributes:
         reasoner: the model.
         vocabulary: renders histories.
+        codes_IL: semantic IDs of the catalogue.
         trie: the catalogue.
     """
 
@@ -34,6 +35,7 @@ class Ranker:
         """Build the trie on the model's device."""
         self.reasoner = reasoner
         self.vocabulary = reasoner.vocabulary
+        self.codes_IL = codes_IL
         self.tokens_IL = self.vocabulary.item_tokens(codes_IL)
         self.trie = Trie(codes_IL, device=reasoner.backbone.device)
 

@@ -98,6 +98,10 @@ class Trie:
         """Number of leaves."""
         return len(self.item_of_leaf)
 
+    def node_of_item(self, depth: int, items: Tensor) -> Tensor:
+        """Node at `depth` (0: the root; `num_levels`: the leaf) that each item passes through; any shape."""
+        return self.leaf_of_item[items] if depth == self.num_levels else self.prefix_LI[depth][items]
+
     def children(self, depth: int, nodes_BW: Tensor) -> tuple[Tensor, Tensor]:
         """Children of nodes at `depth`.
 

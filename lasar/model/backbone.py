@@ -46,6 +46,7 @@ def build_backbone(
     lora_rank: int,
     seed: int,
     text_size: int = 0,
+    num_items: int = 0,
 ) -> Backbone:
     """A preset with random weights, or a pre-trained causal LM with an extended vocabulary.
 
@@ -61,6 +62,7 @@ def build_backbone(
         seed: of random weights.
         text_size: text tokens that the model is to read and write; a preset gets that many, a pre-trained model
             must have them.
+        num_items: items with tokens of their own; see `Vocabulary`.
 
     Raises:
         ConfigError: no such preset or model, a model without that many tokens, or LoRA on a preset.
@@ -68,7 +70,7 @@ def build_backbone(
     """
     sizes: dict[str, Any] = {
         "num_levels": num_levels, "codebook_size": codebook_size, "orders": orders, "max_history": max_history,
-        "normalise": normalise,
+        "normalise": normalise, "num_items": num_items,
     }  # fmt: skip
     if name in PRESETS:
         if lora_rank:
@@ -124,8 +126,10 @@ def build_preset(preset: str, *, vocabulary: Vocabulary, seed: int, dropout: flo
     return model
 
 
-def place_codes(model: nn.Module, vocabulary: Vocabulary, vectors_LCE: Tensor) -> None:
-    """Start the embeddings of the codes, input and output, where the codes lie in item-vector space.
+def place_codes(
+    model: nn.Module, vocabulary: Vocabulary, vectors_LCE: Tensor, *, vectors_IE: Tensor | None = None
+) -> None:
+    """Start the embeddings of the codes (and items), input and output, where they lie in item-vector space.
 
     Codes that are near each other start near each other; the mean size is that of fresh embeddings, so the rest of
     the model starts as it would anyway.
@@ -134,9 +138,12 @@ def place_codes(model: nn.Module, vocabulary: Vocabulary, vectors_LCE: Tensor) -
         model: its embedding tables are written.
         vocabulary: where the codes' rows are.
         vectors_LCE: a vector for every code of every level, L levels, C codes, E wide.
+        vectors_IE: a vector for every item with a token of its own.
     """
     table_VD = input_table(model)
     flat = vectors_LCE.flatten(0, 1).double()
+    if vectors_IE is not None:
+        flat = torch.cat([flat, vectors_IE.double() - vectors_IE.double().mean(0)])
     flat = flat - flat.mean(0)
     # The leading principal directions keep distances best; a random rotation spreads them over the channels.
     _, _, directions = torch.linalg.svd(flat, full_matrices=False)

@@ -9,6 +9,7 @@ Layout of token ids, after `base_size` tokens of the backbone's own (0 for a mod
     base_size + 4 <t>     a latent slot; its own embedding is never read
     base_size + 5 <e>     closes latent reasoning
     then level 0's codes, level 1's codes, ...
+    then, if items have tokens of their own, one for each: in histories it stands in place of the last code
 
 A history is rendered here and nowhere else, for training, evaluation and serving alike, so that the label, the
 trie and the decoder share one rendering of the target.
@@ -41,6 +42,9 @@ class Vocabulary:
         normalise: over what a code's probability is normalised, in training and decoding alike: the `trie` children
             of its prefix (so that the probabilities of all items sum to 1), all codes of its `level`, all codes of
             every level (`sid`), or the `full` vocabulary.
+        num_items: the first so many items have a token of their own that stands in place of the last code in
+            histories, by which the model remembers single items (decision 0005). Answers are codes for every item,
+            and items beyond these, added later, are codes in histories, too.
     """
 
     num_levels: int
@@ -49,6 +53,7 @@ class Vocabulary:
     orders: bool = False
     max_history: int = 50
     normalise: Normalise = "trie"
+    num_items: int = 0
 
     @property
     def pad(self) -> int:
@@ -88,6 +93,11 @@ class Vocabulary:
     @property
     def size(self) -> int:
         """Number of tokens in all."""
+        return self.first_item + self.num_items
+
+    @property
+    def first_item(self) -> int:
+        """Token of item 0, where items have tokens of their own."""
         return self.first_code + self.num_levels * self.codebook_size
 
     @property
@@ -102,15 +112,18 @@ class Vocabulary:
     def normaliser(self, level: int) -> tuple[int, int]:
         """First and one-past-last token whose logits a code of `level` competes with (before the trie's say)."""
         if self.normalise == "full":
-            return 0, self.size
+            return 0, self.first_item
         if self.normalise == "sid":
-            return self.first_code, self.size
+            return self.first_code, self.first_item
         return self.level_start(level), self.level_start(level + 1)
 
     def item_tokens(self, codes_IL: NDArray[np.int32]) -> NDArray[np.int32]:
-        """Codes [I, L] to token ids [I, L]."""
+        """Codes [I, L] of the whole catalogue to token ids [I, L]."""
         starts_L = self.first_code + self.codebook_size * np.arange(self.num_levels, dtype=np.int32)
-        return np.asarray(codes_IL, dtype=np.int32) + starts_L
+        tokens_IL = np.asarray(codes_IL, dtype=np.int32) + starts_L
+        known = min(self.num_items, len(tokens_IL))
+        tokens_IL[:known, -1] = self.first_item + np.arange(known)
+        return tokens_IL
 
     def render_history(
         self,

@@ -335,7 +335,7 @@ def served_stage(run: Path) -> str:
 
 def _identity(ranker: Ranker) -> str:
     """Hash of the trained semantic IDs: changes of the catalogue are made against them."""
-    codes_IL = ranker.tokens_IL
+    codes_IL = ranker.codes_IL
     return hashlib.sha256(f"{codes_IL.shape}".encode() + codes_IL.tobytes()).hexdigest()
 
 

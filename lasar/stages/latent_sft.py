@@ -17,7 +17,7 @@ from rich.table import Table
 from lasar.artifacts import StageContext, read_json, write_json
 from lasar.config import StageConfig
 from lasar.errors import ConfigError
-from lasar.stages.sft import Validation
+from lasar.training.sections import Validation
 
 if TYPE_CHECKING:
     from lasar.data.interactions import TrainSequence

@@ -16,45 +16,12 @@ from rich.table import Table
 
 from lasar.artifacts import StageContext, read_json, write_json
 from lasar.config import StageConfig
-from lasar.prompts.text_tasks import TaskName, asked_sources, shares
+from lasar.prompts.text_tasks import asked_sources, shares
+from lasar.training.sections import Text, Validation, Weights
 
 if TYPE_CHECKING:
     from lasar.model.backbone import Backbone
     from lasar.sid.catalog import SidCatalog
-
-
-@dataclass(frozen=True, kw_only=True)
-class Validation(StageConfig):
-    """How the best epoch is found."""
-
-    users: Annotated[int, pydantic.Field(ge=1)] = 2000
-    """Validation users ranked after every epoch."""
-    patience: Annotated[int, pydantic.Field(ge=0)] = 0
-    """Epochs without improvement before stopping early; 0 never stops early."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Weights(StageConfig):
-    """Where the weights start, and which of them are trained."""
-
-    code_init: Literal["vectors", "random"] = "vectors"
-    """Start a preset's code embeddings where the codes lie in item-vector space, or at random."""
-    lora_rank: Annotated[int, pydantic.Field(ge=0)] = 0
-    """Rank of LoRA adapters on a pre-trained backbone (merged when saved); 0 trains all weights."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Text(StageConfig):
-    """Text tasks among the histories."""
-
-    tasks: dict[TaskName, Annotated[float, pydantic.Field(gt=0)]] = field(default_factory=dict)
-    """Text tasks and their weights, for example {sid_to_title: 1, title_to_sid: 1}; without any, text is off."""
-    rows_per_epoch: Annotated[int, pydantic.Field(ge=1)] = 10_000
-    """Prompts of all tasks together in every epoch, divided by weight."""
-    vocabulary: Annotated[int, pydantic.Field(ge=256)] = 2048
-    """Tokens of a preset's own byte-level BPE; a pre-trained backbone brings its tokenizer."""
-    max_tokens: Annotated[int, pydantic.Field(ge=1)] = 256
-    """Longer texts are cut."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +123,8 @@ def run(config: Config, context: StageContext) -> None:
     def loss(model: torch.nn.Module, batch: TreeBatch | TextBatch) -> torch.Tensor:
         if isinstance(batch, TextBatch):
             return text_loss(model, batch, vocabulary=vocabulary, trie=ranker.trie)
-        return tree_loss(model, batch, vocabulary=vocabulary, trie=ranker.trie).total
+        forget = config.weights.forget_items
+        return tree_loss(model, batch, vocabulary=vocabulary, trie=ranker.trie, forget=forget).total
 
     result = fit(
         backbone.model,
@@ -197,13 +165,15 @@ def _initial_backbone(
         config.backbone, num_levels=catalog.num_levels, codebook_size=catalog.codebook_size, orders=orders,
         max_history=config.max_history, normalise=config.loss_vocab, dropout=config.dropout,
         lora_rank=config.weights.lora_rank, seed=context.seed, text_size=text_size,
+        num_items=len(catalog.codes_IL) if config.weights.item_tokens else 0,
     )  # fmt: skip
     if config.backbone not in PRESETS:
         check_tree_attention(backbone.model, max_tokens=backbone.vocabulary.max_tokens)
     elif config.weights.code_init == "vectors":
         embeddings = load_file(context.inputs["embed"] / "embeddings.safetensors")["item_embeddings"]
         vectors = code_vectors(embeddings, catalog.codes_IL, codebook_size=catalog.codebook_size)
-        place_codes(backbone.model, backbone.vocabulary, torch.from_numpy(vectors))
+        own = torch.from_numpy(embeddings) if config.weights.item_tokens else None
+        place_codes(backbone.model, backbone.vocabulary, torch.from_numpy(vectors), vectors_IE=own)
     return backbone
 
 

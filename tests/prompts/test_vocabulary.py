@@ -39,6 +39,15 @@ def test_empty_history():
     assert PLAIN.render_history(tokens, history(), history(), open_order=True).tolist() == [101]
 
 
+def test_items_may_have_tokens_of_their_own_in_histories():
+    vocabulary = Vocabulary(num_levels=2, codebook_size=4, base_size=100, num_items=2)
+    tokens = vocabulary.item_tokens(CODES)
+    assert tokens.tolist() == [[106, 114], [109, 115], [107, 111]]  # item 2 was added later: codes
+    assert vocabulary.size == 116
+    assert [vocabulary.normaliser(1), PLAIN.normaliser(1)] == [(110, 114)] * 2
+    assert CODES[0].tolist() == [0, 1]
+
+
 @given(st.lists(st.integers(0, 2), max_size=12), st.integers(1, 6))
 def test_only_the_newest_items_are_rendered(items, max_history):
     vocabulary = Vocabulary(num_levels=2, codebook_size=4, max_history=max_history)

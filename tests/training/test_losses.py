@@ -17,7 +17,7 @@ from lasar.training.losses import code_loss, code_nll, tree_loss
 CODES = np.array([[0, 1], [0, 2], [1, 1], [3, 0], [3, 3], [3, 1]], np.int32)
 VOCABULARY = Vocabulary(num_levels=2, codebook_size=4)
 TRIE = Trie(CODES)
-MODEL = build_preset("tiny", vocabulary=VOCABULARY, seed=0).eval()
+MODEL = build_preset("tiny", vocabulary=dataclasses.replace(VOCABULARY, num_items=6), seed=0).eval()
 HISTORIES = ([3, 0, 5, 2], [1], [2, 2, 4])
 
 
@@ -43,8 +43,8 @@ def nll_of_item(prompt: list[int], item: int, vocabulary: Vocabulary) -> torch.T
         rivals = {
             "trie": sorted({start + int(c[level]) for c in CODES if c[:level].tolist() == codes[:level]}),
             "level": list(range(start, start + 4)),
-            "sid": list(range(vocabulary.first_code, vocabulary.size)),
-            "full": list(range(vocabulary.size)),
+            "sid": list(range(vocabulary.first_code, vocabulary.first_item)),
+            "full": list(range(vocabulary.first_item)),
         }[vocabulary.normalise]
         row = prompt + [vocabulary.level_start(i) + c for i, c in enumerate(codes[:level])]
         logits = MODEL(torch.tensor([row])).logits[0, -1, rivals]
@@ -64,10 +64,14 @@ def one_example_per_target(vocabulary: Vocabulary) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("normalise", ["trie", "level", "sid", "full"])
-def test_one_pass_over_a_history_equals_one_example_per_target(normalise: Normalise):
-    vocabulary = dataclasses.replace(VOCABULARY, normalise=normalise)
+@pytest.mark.parametrize(
+    "num_items", [0, 4, 6]
+)  # with tokens of their own; 4: items 4 and 5 were added later
+def test_one_pass_over_a_history_equals_one_example_per_target(normalise: Normalise, num_items: int):
+    vocabulary = dataclasses.replace(VOCABULARY, normalise=normalise, num_items=num_items)
     MODEL.zero_grad()
-    result = tree_loss(MODEL, batch_of(*HISTORIES), vocabulary=vocabulary, trie=TRIE)
+    batch = batch_of(*HISTORIES, vocabulary=vocabulary)
+    result = tree_loss(MODEL, batch, vocabulary=vocabulary, trie=TRIE)
     result.total.backward()
     gradient = {name: p.grad.clone() for name, p in MODEL.named_parameters()}
     MODEL.zero_grad()
@@ -76,6 +80,19 @@ def test_one_pass_over_a_history_equals_one_example_per_target(normalise: Normal
     torch.testing.assert_close(result.total, total, atol=1e-5, rtol=1e-5)
     for name, parameter in MODEL.named_parameters():
         torch.testing.assert_close(gradient[name], parameter.grad, atol=1e-5, rtol=1e-4)
+
+
+def test_forgotten_items_are_read_as_codes():
+    items = dataclasses.replace(VOCABULARY, num_items=6)
+    plain = tree_loss(MODEL, batch_of(*HISTORIES), vocabulary=VOCABULARY, trie=TRIE).total
+    batch = batch_of(*HISTORIES, vocabulary=items)
+    forgotten = tree_loss(MODEL, batch, vocabulary=items, trie=TRIE, forget=1.0).total
+    remembered = tree_loss(MODEL, batch, vocabulary=items, trie=TRIE).total
+    torch.testing.assert_close(forgotten, plain)
+    assert abs(remembered - plain) > 1e-3
+    torch.manual_seed(0)
+    halves = [tree_loss(MODEL, batch, vocabulary=items, trie=TRIE, forget=0.5).total.item() for _ in range(5)]
+    assert len({round(loss, 4) for loss in halves}) > 1  # drawn anew each time
 
 
 def test_padding_does_not_change_the_loss():
@@ -90,9 +107,10 @@ def test_levels_add_up():
     assert result.counts.tolist() == [8, 8]
 
 
-def test_every_item_of_an_order_is_predicted_from_its_opening():
+@pytest.mark.parametrize("num_items", [0, 4])
+def test_every_item_of_an_order_is_predicted_from_its_opening(num_items: int):
     """Branches off `<order>` against one plain sequence per item, loss and gradient."""
-    vocabulary = dataclasses.replace(VOCABULARY, orders=True)
+    vocabulary = dataclasses.replace(VOCABULARY, orders=True, num_items=num_items)
     histories, baskets = ([0, 3, 5, 2], [4, 1]), ([0, 0, 1, 1], [0, 1])
     batch = batch_of(*histories, vocabulary=vocabulary, baskets=baskets)
     MODEL.zero_grad()
@@ -128,10 +146,11 @@ def test_every_item_of_an_order_is_predicted_from_its_opening():
 @given(
     st.lists(st.tuples(st.integers(0, 5), st.integers(0, 1)), min_size=1, max_size=8),
     st.sampled_from(["trie", "level", "sid", "full"]),
+    st.sampled_from([0, 3, 6]),
 )
-def test_nll_of_every_prediction_is_its_own(predictions, normalise):
+def test_nll_of_every_prediction_is_its_own(predictions, normalise, num_items):
     """One row per prediction, in the order given, whatever level it is of."""
-    vocabulary = dataclasses.replace(VOCABULARY, normalise=normalise)
+    vocabulary = dataclasses.replace(VOCABULARY, normalise=normalise, num_items=num_items)
     items, levels = (torch.tensor(column) for column in zip(*predictions, strict=True))
     hidden = torch.randn(len(items), 32, generator=torch.Generator().manual_seed(len(items)))
     targets = torch.from_numpy(vocabulary.item_tokens(CODES)).long()[items, levels]
@@ -142,8 +161,8 @@ def test_nll_of_every_prediction_is_its_own(predictions, normalise):
         rivals = {
             "trie": sorted({start + int(c[level]) for c in CODES if c[:level].tolist() == codes[:level]}),
             "level": list(range(start, start + 4)),
-            "sid": list(range(vocabulary.first_code, vocabulary.size)),
-            "full": list(range(vocabulary.size)),
+            "sid": list(range(vocabulary.first_code, vocabulary.first_item)),
+            "full": list(range(vocabulary.first_item)),
         }[normalise]
         expected = -logits[row, rivals].log_softmax(0)[rivals.index(start + codes[level])]
         torch.testing.assert_close(found[row], expected, atol=1e-5, rtol=1e-5)

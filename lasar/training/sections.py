@@ -1,0 +1,47 @@
+"""Sections of the recipe's `sft` part, some of which other training stages share; the stage's file has the rest."""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+import pydantic
+
+from lasar.config import StageConfig
+from lasar.prompts.text_tasks import TaskName
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validation(StageConfig):
+    """How the best epoch is found."""
+
+    users: Annotated[int, pydantic.Field(ge=1)] = 2000
+    """Validation users ranked after every epoch."""
+    patience: Annotated[int, pydantic.Field(ge=0)] = 0
+    """Epochs without improvement before stopping early; 0 never stops early."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights(StageConfig):
+    """Where the weights start, and which of them are trained."""
+
+    code_init: Literal["vectors", "random"] = "vectors"
+    """Start a preset's code embeddings where the codes lie in item-vector space, or at random."""
+    lora_rank: Annotated[int, pydantic.Field(ge=0)] = 0
+    """Rank of LoRA adapters on a pre-trained backbone (merged when saved); 0 trains all weights."""
+    item_tokens: bool = True
+    """In histories, an item's last code is a token of its own: a memory for single items (decision 0005)."""
+    forget_items: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.1
+    """Share of those tokens that training replaces by plain codes, with which items added later are written."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text(StageConfig):
+    """Text tasks among the histories."""
+
+    tasks: dict[TaskName, Annotated[float, pydantic.Field(gt=0)]] = field(default_factory=dict)
+    """Text tasks and their weights, for example {sid_to_title: 1, title_to_sid: 1}; without any, text is off."""
+    rows_per_epoch: Annotated[int, pydantic.Field(ge=1)] = 10_000
+    """Prompts of all tasks together in every epoch, divided by weight."""
+    vocabulary: Annotated[int, pydantic.Field(ge=256)] = 2048
+    """Tokens of a preset's own byte-level BPE; a pre-trained backbone brings its tokenizer."""
+    max_tokens: Annotated[int, pydantic.Field(ge=1)] = 256
+    """Longer texts are cut."""
