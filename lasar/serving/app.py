@@ -1,16 +1,17 @@
 """The HTTP routes that anyone may use, and the app they belong to."""
 
 import asyncio
-import importlib.resources
 import time
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from fastapi import APIRouter, FastAPI, Path, Query, Request
+from fastapi import APIRouter, FastAPI, Query, Request
+from fastapi import Path as PathParameter
 from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import JSONResponse, Response
 
 from lasar import __version__
 from lasar.serving import problems
@@ -45,13 +46,25 @@ from lasar.serving.service import Service
 
 T = TypeVar("T")
 
-CONTENT_POLICY = (
-    "default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
-    "img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
-)
+# The page is files of ours and nothing inline: a script that got into it some other way would not run.
+_PAGE_HEADERS = {
+    "content-security-policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
+        "frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+    ),
+    "cache-control": "no-cache",  # after an upgrade, no old script meets a new API
+    "referrer-policy": "no-referrer",
+}
+_PAGE_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
+# Read once; a name is looked up among these and never becomes a path.
+_PAGE_FILES = {
+    file.name: (_PAGE_TYPES[file.suffix], file.read_bytes())
+    for file in Path(__file__).with_name("page").iterdir()
+    if file.suffix in _PAGE_TYPES
+}
 Limit = Annotated[int, Query(ge=1, le=100)]
-ItemId = Annotated[str, Path(max_length=256, description="An item id; it may contain slashes.")]
-UserId = Annotated[str, Path(max_length=256)]
+ItemId = Annotated[str, PathParameter(max_length=256, description="An item id; it may contain slashes.")]
+UserId = Annotated[str, PathParameter(max_length=256)]
 
 _PROBLEM: dict[str, Any] = {
     "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/ProblemOut"}}}
@@ -232,6 +245,7 @@ async def info(request: Request) -> InfoResponse:
         num_items=len(snapshot.items),
         num_active=len(snapshot.items) - len(snapshot.inactive),
         catalogue_version=snapshot.version,
+        has_orders=service.reasoning.vocabulary.orders,
         has_rationales=service.has_rationales,
         show_users=service.settings.show_users,
         has_users=bool(service.users.user_ids),
@@ -264,10 +278,22 @@ async def metrics(request: Request) -> Response:
 
 
 @public.get("/", include_in_schema=False)
-async def page() -> HTMLResponse:
+async def page() -> Response:
     """The page to look through."""
-    html = importlib.resources.files("lasar.serving").joinpath("page.html").read_text(encoding="utf-8")
-    return HTMLResponse(html, headers={"content-security-policy": CONTENT_POLICY})
+    return _page_file("index.html")
+
+
+@public.get("/page/{name}", include_in_schema=False)
+async def page_file(name: str) -> Response:
+    """A script or the style sheet of the page."""
+    return _page_file(name)
+
+
+def _page_file(name: str) -> Response:
+    if name not in _PAGE_FILES:
+        raise ProblemError(404, "not-found", "the page has no such file; it is at /")
+    media_type, content = _PAGE_FILES[name]
+    return Response(content, media_type=media_type, headers=_PAGE_HEADERS)
 
 
 async def _while_connected(request: Request, answer: Awaitable[T]) -> T:

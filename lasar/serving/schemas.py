@@ -321,6 +321,7 @@ class InfoResponse(BaseModel):
     num_items: int
     num_active: int
     catalogue_version: int
+    has_orders: bool = Field(description="Whether the model reads which items of a history were one order.")
     has_rationales: bool
     show_users: bool
     has_users: bool
