@@ -143,7 +143,8 @@ def place_codes(
     table_VD = input_table(model)
     flat = vectors_LCE.flatten(0, 1).double()
     if vectors_IE is not None:
-        flat = torch.cat([flat, vectors_IE.double() - vectors_IE.double().mean(0)])
+        # Vectors keep their mean, which codes (means of residuals) lack: so items start apart from codes.
+        flat = torch.cat([flat, vectors_IE.double()])
     flat = flat - flat.mean(0)
     # The leading principal directions keep distances best; a random rotation spreads them over the channels.
     _, _, directions = torch.linalg.svd(flat, full_matrices=False)
