@@ -14,12 +14,10 @@ import yaml
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
-from rich.table import Table
 from typer.exceptions import TyperException
 
-from lasar import __version__
+from lasar import __version__, cli_tables
 from lasar.artifacts import MANIFEST, read_json, run_stage, stage_state, write_json
-from lasar.cli_tables import print_explanation, print_history, print_recommendations
 from lasar.config import Recipe, load_recipe
 from lasar.errors import ArtifactError, ConfigError, DataError, LasarError, nearest, require
 from lasar.stages import BASELINES, STAGES
@@ -37,6 +35,7 @@ app.add_typer(results_app, name="results")
 baseline_app = typer.Typer(help="Systems to compare with, each a stage of its own.", no_args_is_help=True)
 app.add_typer(baseline_app, name="baseline")
 
+_SECTIONS = {name: module.Config for name, module in STAGES.items()}
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML file of the experiment.")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[STAGE.KEY=VALUE]...", help="Values that replace the recipe's.")
@@ -130,15 +129,8 @@ def config(recipe: RecipePath, overrides: Overrides = None) -> None:
 def status(run: RunPath) -> None:
     """Say of every stage of a run whether it is done, out of date, or can be continued."""
     loaded = _recipe_of(run)
-    table = Table(title=f"{loaded.name} in {run} (seed {loaded.seed})")
-    for column in ("stage", "state", "seconds", "folder"):
-        table.add_column(column)
-    for stage in loaded.stages:
-        state = stage_state(stage, STAGES[stage], loaded)
-        folder = run / stage
-        seconds = f"{read_json(folder / MANIFEST)['seconds']:,.1f}" if (folder / MANIFEST).is_file() else ""
-        table.add_row(stage, state, seconds, str(folder))
-    Console().print(table)
+    states = {stage: stage_state(stage, STAGES[stage], loaded) for stage in loaded.stages}
+    cli_tables.print_status(loaded, states, Console())
 
 
 @app.command()
@@ -150,9 +142,7 @@ def study(
     table: Annotated[bool, typer.Option("--table", help="Run nothing, print the table.")] = False,
     save: Annotated[bool, typer.Option("--save", help="Run nothing, print the table and save it.")] = False,
     results: Annotated[Path, typer.Option(help="Where --save puts it.")] = Path("results/studies"),
-    device: Annotated[
-        str | None, typer.Option(help="Where it was trained, for --save; else this machine.")
-    ] = None,
+    device: Annotated[str | None, typer.Option(help="What trained it, for --save; else this one.")] = None,
 ) -> None:
     """Run an experiment's arms over several seeds, and print how they compare."""
     from lasar.evaluation.results import current_commit, this_device
@@ -179,6 +169,20 @@ def study(
         print_study(result, console)
         if save:
             write_study(results / f"{result.name}.json", result)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN... [against] RUN...", help="Evaluated runs.")],
+    model: Annotated[list[str] | None, typer.Option(help="Which model; twice: one of each side.")] = None,
+    metric: Annotated[list[str] | None, typer.Option(help="Metric to compare, such as mrr; repeat.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Compare two runs user by user; several seeds of each: RUN... against RUN..."""
+    from lasar.evaluation.compare import compare_runs
+
+    found = compare_runs(runs, models=model or (), metrics=metric or ())
+    cli_tables.print_comparison(found, Console(), as_json=as_json)
 
 
 @app.command()
@@ -211,8 +215,8 @@ def recommend(
         print(json.dumps([item._asdict() for item in found], indent=1))
         return
     console = Console()
-    print_history(recommender, orders, console)
-    print_recommendations(found, console)
+    cli_tables.print_history(recommender, orders, console)
+    cli_tables.print_recommendations(found, console)
 
 
 @app.command()
@@ -236,8 +240,8 @@ def explain(
         recommender, AnchorStore.load(run / "anchor"), orders, k=k, exclude_seen=exclude_seen
     )
     console = Console()
-    print_history(recommender, orders, console)
-    print_explanation(found, console)
+    cli_tables.print_history(recommender, orders, console)
+    cli_tables.print_explanation(found, console)
 
 
 @app.command()
@@ -296,16 +300,7 @@ def data_list() -> None:
     """List what `lasar data get` can fetch."""
     from lasar.data.download import list_datasets
 
-    families: dict[str, list[str]] = {}
-    for entry in list_datasets():
-        family, _, category = entry.name.rpartition("-")
-        if family.startswith("amazon"):
-            families.setdefault(f"{family}-CATEGORY: {entry.terms}", []).append(category)
-        else:
-            print(f"{entry.name}\n    {entry.description}; {entry.size}\n    {entry.terms}")
-    for family, categories in families.items():
-        name, _, terms = family.partition(": ")
-        print(f"{name}\n    Amazon reviews with metadata; {terms}\n    CATEGORY: {' '.join(categories)}")
+    cli_tables.print_datasets(list_datasets())
 
 
 @data_app.command("get")
@@ -363,8 +358,7 @@ def _depth(text: str) -> Any:
 
 
 def _load(recipe: Path, overrides: list[str] | None) -> Recipe:
-    sections = {name: module.Config for name, module in STAGES.items()}
-    return load_recipe(recipe, overrides=overrides or (), sections=sections)
+    return load_recipe(recipe, overrides=overrides or (), sections=_SECTIONS)
 
 
 def _recipe_of(run: Path) -> Recipe:
@@ -372,8 +366,7 @@ def _recipe_of(run: Path) -> Recipe:
     if not path.is_file():
         siblings = [str(p.parent) for p in run.parent.glob("*/recipe.json")] if run.parent.is_dir() else []
         raise ArtifactError(f"{run}: not a run folder (no recipe.json){nearest(str(run), siblings)}")
-    sections = {name: module.Config for name, module in STAGES.items()}
-    return load_recipe(path, overrides=[f"run_dir={run}"], sections=sections)
+    return load_recipe(path, overrides=[f"run_dir={run}"], sections=_SECTIONS)
 
 
 def _run_and_show(recipe: Recipe, stage: str) -> None:

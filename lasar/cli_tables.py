@@ -1,14 +1,22 @@
-"""What `lasar recommend` and `lasar explain` print."""
+"""What commands print: recommendations, explanations, comparisons, data sets."""
 
-from collections.abc import Sequence
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from lasar.artifacts import MANIFEST, read_json
+
 if TYPE_CHECKING:
+    from lasar.config import Recipe
     from lasar.cot.explain import Explanation
+    from lasar.data.download import DatasetEntry
+    from lasar.evaluation.compare import Compared, Comparison
+    from lasar.evaluation.study_table import Quantity
     from lasar.recommender import Recommendation, Recommender
 
 _SHOWN_HISTORY = 10
@@ -68,3 +76,80 @@ def print_explanation(found: "Explanation", console: Console) -> None:
 
 def _list_cell(item: "Recommendation", known: bool) -> str:
     return escape(item.title or item.item_id) + ("" if known else " [bold](new)[/]")
+
+
+def print_comparison(found: "Comparison", console: Console, *, as_json: bool = False) -> None:
+    """Both sides' means, and beneath them metric by metric what may be said about the difference."""
+    if as_json:
+        print(json.dumps(dataclasses.asdict(found), indent=1))
+        return
+    facts = found.facts
+    seen = ", items of the history left out" if facts["exclude_seen"] else ""
+    console.print(
+        f"{facts['dataset']}, {facts['split']} split ({facts['split_kind']}), {found.num_users:,} users, "
+        f"{facts['num_items']:,} items{seen}", highlight=False, markup=False,
+    )  # fmt: skip
+    for side, method, runs in (
+        ("first", found.first, found.first_runs),
+        ("second", found.second, found.second_runs),
+    ):
+        console.print(f"{side}: {method} of {', '.join(runs)}", highlight=False, markup=False)
+    table = Table("", "first", "second")
+    for name, compared in found.metrics.items():
+        table.add_row(name.upper(), _mean(compared.first), _mean(compared.second))
+    console.print(table)
+    for name, compared in found.metrics.items():
+        console.print(
+            f"{name.upper()}, first minus second: {_verdict(compared)}", highlight=False, markup=False
+        )
+    several = len(found.first_runs) > 1
+    chance = (
+        "users and training runs" if several else "users alone (one seed says nothing about training runs)"
+    )
+    console.print(
+        f"Brackets: 95 % intervals over {chance}. p: paired bootstrap, corrected by Holm's method over "
+        f"{len(found.metrics)} metrics. tie: not shown to differ by these users and seeds.",
+        highlight=False,
+    )
+
+
+def _mean(value: "Quantity") -> str:
+    return f"{value.mean:.4f}" + ("" if value.sd is None else f" +- {value.sd:.4f}")
+
+
+def _verdict(compared: "Compared") -> str:
+    found, percent = compared.difference, compared.percent
+    relative = (
+        "" if percent is None else f", {percent.effect:+.1f} % [{percent.low:+.1f}, {percent.high:+.1f}]"
+    )
+    spread = "" if found.seed_sd is None else f", sd over seeds {found.seed_sd:.4f}"
+    return (
+        f"{compared.verdict}: {found.difference:+.4f} [{found.low:+.4f}, {found.high:+.4f}]{relative}{spread}, "
+        f"p = {found.p_holm:.2g}"
+    )
+
+
+def print_status(recipe: "Recipe", states: Mapping[str, str], console: Console) -> None:
+    """State, duration and folder of every stage of a run."""
+    table = Table(title=f"{recipe.name} in {recipe.run_dir} (seed {recipe.seed})")
+    for column in ("stage", "state", "seconds", "folder"):
+        table.add_column(column)
+    for stage, state in states.items():
+        manifest = recipe.run_dir / stage / MANIFEST
+        seconds = f"{read_json(manifest)['seconds']:,.1f}" if manifest.is_file() else ""
+        table.add_row(stage, state, seconds, str(recipe.run_dir / stage))
+    console.print(table)
+
+
+def print_datasets(entries: "Sequence[DatasetEntry]") -> None:
+    """What can be fetched; the categories of one family share an entry."""
+    families: dict[str, list[str]] = {}
+    for entry in entries:
+        family, _, category = entry.name.rpartition("-")
+        if family.startswith("amazon"):
+            families.setdefault(f"{family}-CATEGORY: {entry.terms}", []).append(category)
+        else:
+            print(f"{entry.name}\n    {entry.description}; {entry.size}\n    {entry.terms}")
+    for family, categories in families.items():
+        name, _, terms = family.partition(": ")
+        print(f"{name}\n    Amazon reviews with metadata; {terms}\n    CATEGORY: {' '.join(categories)}")

@@ -65,8 +65,11 @@ class Recommender:
 
         Raises:
             ArtifactError: the folder is not a run, or has no trained model.
+            ConfigError: `model` is not a training stage of LASAR's.
         """
         run = Path(run)
+        if model is not None and model not in POLICY_STAGES:
+            raise ConfigError(f"model={model!r}: not a training stage; one of {', '.join(POLICY_STAGES)}")
         if not run.is_dir():
             raise ArtifactError(
                 f"{run}: no such run folder; run a recipe first, for example: lasar run recipes/demo.yaml"

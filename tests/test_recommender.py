@@ -115,6 +115,11 @@ def test_unknown_device(run):
         Recommender.load(run, device="tpu-9")
 
 
+def test_only_stages_that_answer_alone_are_models(run):
+    with pytest.raises(ConfigError, match="one of sft, latent_sft, rl"):
+        Recommender.load(run, model="explicit_cot")
+
+
 def test_model_of_another_catalogue_is_refused(run):
     manifest = {"format_version": 1, "fingerprint": "x", "outputs": {}}
     (run / "quantize" / "manifest.json").write_text(json.dumps(manifest))

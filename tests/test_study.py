@@ -91,10 +91,11 @@ def test_the_arms_of_a_committed_study_differ_as_they_say(file):
     study = load_study(file)
     resolved = {arm: study.of_cell(study.file.seeds[1], arm).configs["latent_sft"] for arm in study.arms}
     assert len(study.file.seeds) == 3
-    assert {arm: config.alignment for arm, config in resolved.items()} == {
-        "no_latent": "kl", "no_alignment": "none", "kl": "kl", "mse": "mse", "cosine": "cosine",
+    unaligned = {arm for arm, config in resolved.items() if config.loop.depth == 0}
+    assert {arm: config.alignment for arm, config in resolved.items() if arm not in unaligned} == {
+        "no_alignment": "none", "kl": "kl", "mse": "mse", "cosine": "cosine",
     }  # fmt: skip
-    assert {arm for arm, config in resolved.items() if config.loop.depth == 0} == {"no_latent"}
+    assert unaligned == {arm for arm in study.arms if arm.startswith("no_latent")} != set()
     assert len({config.epochs for config in resolved.values()}) == 1
     assert study.root == Path("runs/study") / file.stem
 

@@ -185,7 +185,7 @@ def _parameters(folder: Path) -> int:
 
 
 def _teacher(run_dir: Path, folder: Path) -> str | None:
-    if "anchor" not in read_manifest(folder)["inputs"]:
+    if not {"anchor", "rationalize"} & read_manifest(folder)["inputs"].keys():
         return None
     summary = read_json(run_dir / "rationalize" / "summary.json")
     return f"{summary['teacher']}, {summary['intent']}"

@@ -8,7 +8,7 @@ Shapes: U users, S seeds, B bootstrap samples.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -230,15 +230,16 @@ def compare_arms(
                 )
                 for metric in METRICS
             }
-    every = [difference for by_metric in found.values() for difference in by_metric.values()]
-    adjusted = iter(holm([difference.p_value for difference in every]))
-    return {
-        arm: {
-            metric: Difference(**(vars(difference) | {"p_holm": float(next(adjusted))}))
-            for metric, difference in by_metric.items()
-        }
-        for arm, by_metric in found.items()
-    }
+    adjusted = iter(
+        corrected([difference for by_metric in found.values() for difference in by_metric.values()])
+    )
+    return {arm: {metric: next(adjusted) for metric in by_metric} for arm, by_metric in found.items()}
+
+
+def corrected(differences: Sequence[Difference]) -> list[Difference]:
+    """The differences with `p_holm` by Holm's method over all of them."""
+    adjusted = holm([difference.p_value for difference in differences])
+    return [replace(found, p_holm=float(p)) for found, p in zip(differences, adjusted, strict=True)]
 
 
 def build_rows(
@@ -271,7 +272,7 @@ def build_rows(
             settings={stage: dict(values) for stage, values in settings.get(arm, {}).items()},
             seeds=tuple(cell.seed for cell in by_arm[arm]),
             metrics={
-                metric: _over_seeds([float(cell.values[metric].mean()) for cell in by_arm[arm]])
+                metric: over_seeds([float(cell.values[metric].mean()) for cell in by_arm[arm]])
                 for metric in METRICS
             },
             depth=_quantity([cell.depth for cell in by_arm[arm]]),
@@ -319,14 +320,15 @@ def _minus(cell: Cell, other: Cell, metric: str) -> tuple[Users, Values]:
     return users, cell.values[metric][own] - other.values[metric][others]
 
 
-def _over_seeds(values: Sequence[float]) -> Quantity:
+def over_seeds(values: Sequence[float]) -> Quantity:
+    """Mean and standard deviation over seeds."""
     sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
     return Quantity(mean=float(np.mean(values)), sd=sd, by_seed=tuple(values))
 
 
 def _quantity(values: Sequence[float | None]) -> Quantity | None:
     known = [value for value in values if value is not None]
-    return _over_seeds(known) if len(known) == len(values) else None
+    return over_seeds(known) if len(known) == len(values) else None
 
 
 def _rounded(value: Any) -> Any:
