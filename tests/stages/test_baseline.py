@@ -41,11 +41,12 @@ def run(run_dir, stage, **values):
 
 
 def evaluated(run_dir, **values):
-    run(run_dir, "evaluate", bootstrap_samples=20, tuning_users=20, **values)
+    settings = {"model": "sft", "also": [], "bootstrap_samples": 20, "tuning_users": 20, **values}
+    run(run_dir, "evaluate", **settings)
     return read_json(run_dir / "evaluate" / "metrics.json")
 
 
-@pytest.mark.parametrize("stage", BASELINES)
+@pytest.mark.parametrize("stage", VALUES)
 def test_an_artifact_that_evaluates_as_well_as_it_validated(shop, stage):
     assert run(shop, stage, **VALUES[stage])
     assert not run(shop, stage, **VALUES[stage])
