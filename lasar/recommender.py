@@ -94,8 +94,12 @@ class Recommender:
         """
         catalog = SidCatalog.load(quantize)
         _refuse_mismatch(model, quantize)
-        ranker = Ranker(load_reasoner(model, device=_device(device)), codes_IL=catalog.codes_IL)
-        return cls(ranker, items=ItemTable.load(prepare), prepare=prepare)
+        reasoner = load_reasoner(model, device=_device(device)).requires_grad_(
+            False
+        )  # frozen: see decision 0004
+        return cls(
+            Ranker(reasoner, codes_IL=catalog.codes_IL), items=ItemTable.load(prepare), prepare=prepare
+        )
 
     def recommend(
         self,

@@ -15,8 +15,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # A part imports itself and the parts before it. Whoever adds a part decides here where it stands.
 ORDER = (
-    "errors", "config", "artifacts", "progress", "data", "sid", "prompts", "model", "decoding", "recommender",
-    "cot", "evaluation", "training", "rl", "baselines", "stages", "study", "cli_tables", "cli",
+    "errors", "config", "artifacts", "progress", "data", "sid", "prompts", "model", "engine", "decoding",
+    "recommender", "cot", "evaluation", "training", "rl", "baselines", "stages", "study", "cli_tables", "cli",
 )  # fmt: skip
 # Not in the line: `serving` stands on the recommender and never sees training code; `lasar` only opens doors.
 BELOW_RECOMMENDER = frozenset(ORDER[: ORDER.index("recommender") + 1])

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lasar.baselines.explicit_cot import WRITING_FILE, load_writing
 from lasar.baselines.ranking import Items
 from lasar.baselines.trained import FACTS_FILE, Trained
 from lasar.decoding.ranked import Ranked
@@ -48,6 +49,8 @@ def open_ranker(
         recommender = Recommender.from_artifacts(
             prepare=prepare, quantize=quantize, model=folder, device=device
         )
+        if (folder / WRITING_FILE).is_file():
+            recommender.ranker.reasoner = load_writing(folder, recommender.ranker.reasoner.backbone)
         return lambda histories, baskets, depth: recommender.rank(
             histories, baskets, k=k, beam_width=beam_width, exclude_seen=exclude_seen, depth=depth, seed=seed
         )

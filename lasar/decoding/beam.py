@@ -61,10 +61,16 @@ def beam_search(
             vocabulary=vocabulary, trie=trie, beam_width=beam_width, item_filter=item_filter,
         )  # fmt: skip
         if level < trie.num_levels - 1:
-            codes_BW = trie.levels[level + 1].code[nodes_BW]
+            below = trie.levels[level + 1]
+            # Where one item is left, its other codes are certain: no hidden state can change that.
+            needed_BW = None
+            if vocabulary.normalise == "trie":
+                many_BW = below.leaf_start[nodes_BW + 1] - below.leaf_start[nodes_BW] > 1
+                needed_BW = many_BW & (scores_BW > -torch.inf)
             hidden_BWD, grown = prefix.grow(
-                tips_BW.gather(1, parents_BW), input_ids=codes_BW + vocabulary.level_start(level)
-            )
+                tips_BW.gather(1, parents_BW), needed_BQ=needed_BW,
+                input_ids=below.code[nodes_BW] + vocabulary.level_start(level),
+            )  # fmt: skip
             tips_BW = grown.index_BQ
     found_BW = scores_BW > -torch.inf
     items_BW = torch.where(found_BW, trie.item_of_leaf[nodes_BW], -1)

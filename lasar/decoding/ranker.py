@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 from lasar.decoding.beam import beam_search
 from lasar.decoding.ranked import Ranked
 from lasar.decoding.trie import ItemFilter, Trie
+from lasar.engine.prefix import encode
+from lasar.engine.weights import FusedWeights, why_unknown
 from lasar.errors import ConfigError
-from lasar.model.prompt import encode_prompts
+from lasar.model.prompt import Prefix, encode_prompts
 from lasar.model.reasoner import Depth, LatentReasoner
 from lasar.prompts.vocabulary import pad_right
 
@@ -31,13 +33,27 @@ class Ranker:
         trie: the catalogue.
     """
 
-    def __init__(self, reasoner: LatentReasoner, *, codes_IL: Int32Array) -> None:
-        """Build the trie on the model's device."""
+    def __init__(self, reasoner: LatentReasoner, *, codes_IL: Int32Array, fused: bool = True) -> None:
+        """Build the trie on the model's device.
+
+        Args:
+            reasoner: the model.
+            codes_IL: codes of the catalogue's items.
+            fused: take the fused path where it knows the model; False to compare with the generic one.
+        """
         self.reasoner = reasoner
         self.vocabulary = reasoner.vocabulary
         self.codes_IL = codes_IL
         self.tokens_IL = self.vocabulary.item_tokens(codes_IL)
         self.trie = Trie(codes_IL, device=reasoner.backbone.device)
+        self._may_fuse = fused
+        self._fused: FusedWeights | None = None
+
+    @property
+    def engine(self) -> str:
+        """Which path computes: `fused`, or `generic` and why."""
+        reason = why_unknown(self.reasoner.backbone) if self._may_fuse else "the fused path is not wanted"
+        return "fused" if reason is None else f"generic: {reason}"
 
     @torch.no_grad()
     def rank(
@@ -86,18 +102,14 @@ class Ranker:
         filters = _filter_lists(histories, exclude_seen=exclude_seen, exclude=exclude, allow=allow)
         order = np.argsort([len(row) for row in rows], kind="stable")
         device = self.trie.item_of_leaf.device
+        fused = self._fresh_weights()
         for start in range(0, count, batch_size):
             batch = order[start : start + batch_size]
-            ids_BT, lengths_B = pad_right([rows[i] for i in batch], self.vocabulary.pad)
             item_filter = None
             if filters is not None:
                 listed, allowing = filters
                 item_filter = ItemFilter(self.trie, items=[listed[i] for i in batch], allow=allowing)
-            prompts = encode_prompts(
-                self.reasoner.backbone,
-                torch.from_numpy(ids_BT).to(device),
-                torch.from_numpy(lengths_B).to(device),
-            )
+            prompts = self._encode([rows[i] for i in batch], fused, depth)
             uniform_B = torch.tensor([_uniform(rows[i], seed) for i in batch], device=device)
             thought = self.reasoner.think(prompts, depth=depth, uniform_B=uniform_B)
             beams = beam_search(
@@ -114,6 +126,28 @@ class Ranker:
             if advance is not None:
                 advance(len(batch))
         return Ranked(items_QK, scores_QK, depths_Q)
+
+    def _fresh_weights(self) -> FusedWeights | None:
+        """Weights for the fused path, arranged anew where they have changed; None for the generic path."""
+        if self.engine != "fused":
+            self._fused = None
+        elif self._fused is None or not self._fused.fresh:
+            self._fused = FusedWeights(self.reasoner.backbone)
+        return self._fused
+
+    def _encode(self, rows: list[Int32Array], fused: FusedWeights | None, depth: Depth) -> Prefix:
+        device = self.trie.item_of_leaf.device
+        opened = fused is not None and self.reasoner.reasons(depth)
+        if opened:
+            rows = [np.append(row, np.int32(self.vocabulary.latent_start)) for row in rows]
+        ids_BT, lengths_B = (
+            torch.from_numpy(array).to(device) for array in pad_right(rows, self.vocabulary.pad)
+        )
+        if fused is None:
+            return encode_prompts(self.reasoner.backbone, ids_BT, lengths_B)
+        # Room for the latent steps and `<e>`.
+        room = self.reasoner.settings.max_depth + 1
+        return encode(fused, ids_BT, lengths_B, opened=opened, room=room)
 
 
 def _uniform(tokens: Int32Array, seed: int) -> float:

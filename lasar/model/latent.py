@@ -87,7 +87,7 @@ def reason(
     ratios = []
     for step in range(num_steps):
         width = h0_BPD.shape[1] if widths is None else widths[step]
-        fed_BPD = _fed_back(prefix.model, states[-1][:, :width], embedding_norm, feedback)
+        fed_BPD = fed_back(prefix.model, states[-1][:, :width], embedding_norm, feedback)
         if step_vectors_ND is not None:
             fed_BPD = fed_BPD + step_vectors_ND[step].to(fed_BPD.dtype)
         ratios.append(fed_BPD.detach().norm(dim=-1).mean() / embedding_norm)
@@ -124,7 +124,8 @@ class PolicyHead(nn.Module):
         return logits
 
 
-def _fed_back(model: nn.Module, hidden_BPD: Tensor, embedding_norm: Tensor, feedback: Feedback) -> Tensor:
+def fed_back(model: nn.Module, hidden_BPD: Tensor, embedding_norm: Tensor, feedback: Feedback) -> Tensor:
+    """What a slot receives for the hidden states before it; see `reason`."""
     if feedback == "raw":
         return hidden_BPD
     if feedback == "norm_matched":

@@ -36,11 +36,15 @@ class Prefix:
     tip_B1: Tensor
     hidden_B1D: Tensor
 
-    def grow(self, parents_BQ: Tensor, **tokens: Tensor) -> tuple[Tensor, Nodes]:
+    def grow(
+        self, parents_BQ: Tensor, *, needed_BQ: Tensor | None = None, **tokens: Tensor
+    ) -> tuple[Tensor, Nodes]:
         """Append tokens in one forward call.
 
         Args:
             parents_BQ: the token each new one follows; see `Tree.grow`.
+            needed_BQ: tokens whose hidden states (and those of what follows them) mean anything, all by default; a
+                hint that saves nothing here.
             tokens: `input_ids` [B, Q], or `inputs_embeds` [B, Q, D] to feed hidden states back.
 
         Returns:

@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from safetensors import SafetensorError
@@ -66,6 +66,25 @@ class Thought:
     latents: Latents | None
 
 
+@runtime_checkable
+class OwnLoop(Protocol):
+    """A prefix that runs the latent loop in a way of its own; results as of the functions in `lasar.model.latent`."""
+
+    def start_reasoning(self, vocabulary: Vocabulary) -> tuple[Tensor, Tensor]:
+        """h_0 [B, 1, D], and the index of `<s>` [B, 1]."""
+
+    def reason(
+        self,
+        h0_B1D: Tensor,
+        depths_B1: Tensor,
+        *,
+        vocabulary: Vocabulary,
+        feedback: Feedback,
+        step_vectors_ND: Tensor | None,
+    ) -> tuple[Latents, Tensor, Tensor]:
+        """All states of the loop, then hidden state [B, 1, D] and index [B, 1] of `<e>`."""
+
+
 class LatentReasoner(nn.Module):
     """Backbone and Policy Head, trained together.
 
@@ -80,8 +99,17 @@ class LatentReasoner(nn.Module):
     def __init__(
         self, backbone: PreTrainedModel, *, vocabulary: Vocabulary, settings: ReasoningSettings
     ) -> None:
-        """Combine a backbone with a fresh Policy Head."""
+        """Combine a backbone with a fresh Policy Head.
+
+        Raises:
+            ConfigError: the feedback is an expected embedding, but the model has rows that it never learnt to expect.
+        """
         super().__init__()
+        if settings.feedback == "soft_token" and vocabulary.num_items:
+            raise ConfigError(
+                "latent_sft.loop.feedback=soft_token: averages over the vocabulary, but nothing ever predicts the "
+                "item tokens of this model; train Stage 1 with sft.weights.item_tokens=false, or take another feedback"
+            )
         self.backbone = backbone
         self.policy_head: PolicyHead | None = None
         self.step_table_ND: nn.Parameter | None = None
@@ -98,6 +126,10 @@ class LatentReasoner(nn.Module):
     def loop(self) -> dict[str, Any]:
         """How `reason` is to be called for this model: `feedback` and `step_vectors_ND`."""
         return {"feedback": self.settings.feedback, "step_vectors_ND": self.step_table_ND}
+
+    def reasons(self, depth: Depth) -> bool:
+        """Whether `think` takes any latent step, and so begins with `<s>`."""
+        return (self.settings.fixed_depth if depth == "auto" else depth) != 0
 
     def think(self, prefix: Prefix, *, depth: Depth = "auto", uniform_B: Tensor | None = None) -> Thought:
         """Reason over computed prompts.
@@ -125,7 +157,10 @@ class LatentReasoner(nn.Module):
                 nothing_B = torch.zeros(batch, dtype=torch.int64, device=prefix.tip_B1.device)
                 return Thought(prefix=prefix, depths_B=nothing_B, distribution_BN=None, latents=None)
         assert self.policy_head is not None
-        h0_B1D, start_B1 = start_reasoning(prefix, prefix.tip_B1, vocabulary=self.vocabulary)
+        if isinstance(prefix, OwnLoop):
+            h0_B1D, start_B1 = prefix.start_reasoning(self.vocabulary)
+        else:
+            h0_B1D, start_B1 = start_reasoning(prefix, prefix.tip_B1, vocabulary=self.vocabulary)
         distribution_BN = self.policy_head(h0_B1D)[:, 0].float().softmax(-1)
         if isinstance(fixed, int):
             depths_B1 = torch.full_like(start_B1, fixed)
@@ -135,8 +170,15 @@ class LatentReasoner(nn.Module):
             depths_B1 = below_BN.sum(-1, keepdim=True) + 1
         else:
             depths_B1 = distribution_BN.argmax(-1, keepdim=True) + 1
-        latents = reason(prefix, h0_B1D, start_B1, num_steps=int(depths_B1.max()), **self.loop)
-        hidden_B1D, tip_B1 = finish_reasoning(prefix, latents.tips_BP(depths_B1), vocabulary=self.vocabulary)
+        if isinstance(prefix, OwnLoop):
+            latents, hidden_B1D, tip_B1 = prefix.reason(
+                h0_B1D, depths_B1, vocabulary=self.vocabulary, **self.loop
+            )
+        else:
+            latents = reason(prefix, h0_B1D, start_B1, num_steps=int(depths_B1.max()), **self.loop)
+            hidden_B1D, tip_B1 = finish_reasoning(
+                prefix, latents.tips_BP(depths_B1), vocabulary=self.vocabulary
+            )
         return Thought(
             prefix=replace(prefix, tip_B1=tip_B1, hidden_B1D=hidden_B1D),
             depths_B=depths_B1[:, 0],

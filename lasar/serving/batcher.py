@@ -16,7 +16,8 @@ from typing import Any, Generic, TypeVar
 Q = TypeVar("Q")
 R = TypeVar("R")
 
-_SMOOTHING = 0.2  # weight of the newest batch in the mean duration of a batch
+_DECAY = 0.2  # weight of the newest batch in the expected duration where it was quicker than expected
+_MARGIN = 1.25  # what is accepted should be in time even if batches take longer than any of late
 
 
 class QueueFullError(Exception):
@@ -70,6 +71,7 @@ class _Entry(Generic[Q, R]):
     group: Hashable
     future: "asyncio.Future[Answered[R]]"
     arrived: float
+    deadline: float
     started: float | None = None
 
 
@@ -102,7 +104,7 @@ class MicroBatcher(Generic[Q, R]):
         self._next = 0
         self._wake = asyncio.Event()
         self._stopping = False
-        self._running = 0
+        self._began: float | None = None  # the batch that is being computed
         self._batch_seconds = 0.0
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="lasar-engine")
         self._loop_task: asyncio.Task[None] | None = None
@@ -132,7 +134,8 @@ class MicroBatcher(Generic[Q, R]):
         """
         self.check_room(timeout_seconds)
         future: asyncio.Future[Answered[R]] = asyncio.get_running_loop().create_future()
-        entry = _Entry(query, self._group(query), future, time.perf_counter())
+        now = time.perf_counter()
+        entry = _Entry(query, self._group(query), future, now, now + timeout_seconds)
         ticket, self._next = self._next, self._next + 1
         self._waiting[ticket] = entry
         self._wake.set()
@@ -156,13 +159,15 @@ class MicroBatcher(Generic[Q, R]):
         if self._stopping:
             raise StoppingError
         expected = self.expected_seconds()
-        if len(self._waiting) >= self._max_queue or (self._waiting and expected > timeout_seconds):
+        if len(self._waiting) >= self._max_queue or (self._waiting and expected * _MARGIN > timeout_seconds):
             raise QueueFullError(max(1, math.ceil(expected)))
 
     def expected_seconds(self) -> float:
-        """Time until a query submitted now would be answered, judged by the batches so far."""
-        batches = math.ceil((len(self._waiting) + 1) / self._max_batch) + (1 if self._running else 0)
-        return batches * self._batch_seconds
+        """Time until a query submitted now would be answered, judged by the slowest of the latest batches."""
+        rest = 0.0
+        if self._began is not None:
+            rest = max(0.0, self._began + self._batch_seconds - time.perf_counter())
+        return rest + math.ceil((len(self._waiting) + 1) / self._max_batch) * self._batch_seconds
 
     async def close(self) -> None:
         """Take no more queries, answer those that wait, stop the thread."""
@@ -185,25 +190,31 @@ class MicroBatcher(Generic[Q, R]):
             batch = self._take()
             if not batch:
                 continue
-            self._running = len(batch)
-            started = time.perf_counter()
+            self._began = started = time.perf_counter()
             outcomes = await loop.run_in_executor(self._thread, self._answer, [e.query for e in batch])
             seconds = time.perf_counter() - started
-            self._running = 0
-            before = self._batch_seconds or seconds
-            self._batch_seconds = before + _SMOOTHING * (seconds - before)
+            self._began = None
+            # Up at once, down slowly: to expect too little is to accept what will be late.
+            quicker = self._batch_seconds + _DECAY * (seconds - self._batch_seconds)
+            self._batch_seconds = max(seconds, quicker)
             for entry, outcome in zip(batch, outcomes, strict=True):
                 _deliver(entry, outcome, len(batch))
             if self._on_batch is not None:
                 self._on_batch(len(batch), seconds)
 
     def _take(self) -> list[_Entry[Q, R]]:
-        """The oldest query and those behind it that may share its batch; they leave the queue."""
+        """The oldest query that can be in time and those behind it that may share its batch; they leave the queue.
+
+        What would be late waits until nothing else does: computed now, it would make the next ones late as well, and
+        a server with too much to do would answer nobody.
+        """
         chosen: dict[int, _Entry[Q, R]] = {}
         now = time.perf_counter()
-        for ticket, entry in self._waiting.items():
-            if entry.future.done():  # its client has gone, and is about to say so
-                continue
+        # An entry that is done: its client has gone, and is about to say so.
+        waiting = {ticket: entry for ticket, entry in self._waiting.items() if not entry.future.done()}
+        latest = now + self._batch_seconds
+        timely = {ticket: entry for ticket, entry in waiting.items() if entry.deadline >= latest}
+        for ticket, entry in (timely or waiting).items():
             if not chosen or entry.group == next(iter(chosen.values())).group:
                 entry.started = now
                 chosen[ticket] = entry

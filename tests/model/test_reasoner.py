@@ -249,3 +249,11 @@ def test_step_embeddings_start_at_nothing_and_survive_a_round_trip(tmp_path):
     (tmp_path / "step_embeddings.safetensors").unlink()
     with pytest.raises(ArtifactError, match=r"step_embeddings\.safetensors: damaged"):
         load_reasoner(tmp_path)
+
+
+def test_an_expected_embedding_needs_a_vocabulary_that_is_predicted():
+    vocabulary = Vocabulary(num_levels=2, codebook_size=4, num_items=3)
+    backbone = build_preset("tiny", vocabulary=vocabulary, seed=0)
+    settings = ReasoningSettings(max_depth=2, feedback="soft_token", head_width=8)
+    with pytest.raises(ConfigError, match="item_tokens=false"):
+        LatentReasoner(backbone, vocabulary=vocabulary, settings=settings)

@@ -1,0 +1,344 @@
+"""The fused path against our generic one and two peers: same model, same beams, same ranked lists, real histories.
+
+Peers: `generate()` of transformers with `prefix_allowed_tokens_fn` (a dictionary trie), as generative recommenders use
+it; and what a careful engineer writes instead: the prompt computed once, its cache repeated for every beam, a trie in
+arrays, three cached steps on all beams with the cache reordered by parent between them. Both leave padding on the left.
+All search the same catalogue, take no latent steps, and normalise over the children of a prefix as the model was
+trained to (`renormalize_logits` of `generate`). Further lines: what latent steps add to the fused path, at the depths
+the model chooses and at 8; and its arithmetic as a share of what matrix products of this machine reach in the same run.
+
+Histories: as they are, and 200 tokens long (cut from the histories of several users in a row). `--preset` puts random
+weights on the same catalogue. Ways are interleaved; times are process CPU time, one thread, medians; `noise` is the
+interquartile range over the median, of the fused path.
+
+Usage: python benchmarks/engine.py --run runs/beauty [--preset 4m] [--runs 5] [--beam 50]
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import DynamicCache, GenerationConfig
+
+from lasar.data.interactions import SPLIT_TEST, Interactions
+from lasar.decoding.ranker import Ranker
+from lasar.decoding.trie import Trie
+from lasar.model.backbone import build_preset, head_rows, num_parameters, trunk
+from lasar.model.reasoner import LatentReasoner, ReasoningSettings
+from lasar.recommender import Recommender
+from lasar.sid.catalog import SidCatalog
+
+Lists = list[list[int]]
+Way = Callable[[], Lists]
+TOLERANCE = 1e-4  # of scores: items nearer to each other than that may change places
+
+
+class Bench:
+    """One model, one catalogue, four ways to rank."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        """Open a run; with a preset, put random weights on its catalogue."""
+        recommender = Recommender.load(arguments.run, device="cpu")
+        self.codes_IL = SidCatalog.load(Path(arguments.run) / "quantize").codes_IL
+        self.reasoner = recommender.ranker.reasoner
+        self.vocabulary = self.reasoner.vocabulary
+        if arguments.preset:
+            backbone = build_preset(arguments.preset, vocabulary=self.vocabulary, seed=0).eval()
+            with torch.no_grad():  # fresh weights score all items alike; larger ones make the lists distinct
+                for parameter in backbone.parameters():
+                    if parameter.ndim >= 2:
+                        parameter.mul_(2.0)
+            self.reasoner = LatentReasoner(
+                backbone, vocabulary=self.vocabulary, settings=ReasoningSettings()
+            ).eval()
+        self.reasoner.backbone.requires_grad_(False)
+        self.fused = Ranker(self.reasoner, codes_IL=self.codes_IL)
+        self.generic = Ranker(self.reasoner, codes_IL=self.codes_IL, fused=False)
+        self.tokens_IL = self.vocabulary.item_tokens(self.codes_IL)
+        self.beam, self.runs = arguments.beam, arguments.runs
+        cases = Interactions.load(Path(arguments.run) / "prepare").cases(SPLIT_TEST)
+        chosen = np.random.default_rng(0).permutation(len(cases))[:1000]
+        self._real = sorted((cases.histories[i] for i in chosen), key=len)
+        tokens = np.array([len(self._render(history)) for history in self._real])
+        self.mean_tokens = float(tokens.mean())
+
+    def histories(self, batch: int, length: int | None) -> list[np.ndarray]:
+        """Of users whose lengths are quantiles of all; with one, of users in a row up to that many tokens."""
+        if length is None:
+            return [self._real[int((number + 0.5) / batch * len(self._real))] for number in range(batch)]
+        items = length // self.vocabulary.num_levels
+        return np.split(np.concatenate(self._real)[: batch * items], batch)
+
+    def ranked(self, ranker: Ranker, histories: list[np.ndarray], depth: int | str = 0) -> Way:
+        """One of our two paths."""
+        baskets = [np.arange(len(history), dtype=np.int32) for history in histories]
+
+        def rank() -> Lists:
+            self.last = ranker.rank(
+                histories, baskets, k=self.beam, beam_width=self.beam, depth=depth, batch_size=len(histories)
+            )
+            return self.last.items_QK.tolist()
+
+        return rank
+
+    def left_padded(self, histories: list[np.ndarray]) -> tuple[Tensor, Tensor]:
+        """Prompts and their attention mask, [B, T]."""
+        rows = [self._render(history) for history in histories]
+        width = max(len(row) for row in rows)
+        ids = np.full((len(rows), width), self.vocabulary.pad)
+        for number, row in enumerate(rows):
+            ids[number, width - len(row) :] = row
+        ids_BT = torch.from_numpy(ids).long()
+        return ids_BT, (ids_BT != self.vocabulary.pad).long()
+
+    def _render(self, history: np.ndarray) -> np.ndarray:
+        baskets = np.arange(len(history), dtype=np.int32)
+        return self.vocabulary.render_history(self.tokens_IL, history, baskets, open_order=True)
+
+
+def generate_peer(bench: Bench, histories: list[np.ndarray]) -> Way:
+    """`generate()` with a function that names the allowed tokens."""
+    ids_BT, mask_BT = bench.left_padded(histories)
+    levels, width = bench.codes_IL.shape[1], ids_BT.shape[1]
+    item_of = {tuple(row): item for item, row in enumerate(bench.tokens_IL.tolist())}
+    allowed: dict[tuple[int, ...], list[int]] = {}
+    for path in sorted({row[:length] for row in item_of for length in range(1, levels + 1)}):
+        allowed.setdefault(path[:-1], []).append(path[-1])
+    config = GenerationConfig(
+        num_beams=bench.beam, num_return_sequences=bench.beam, max_new_tokens=levels, min_new_tokens=levels,
+        do_sample=False, length_penalty=0.0, use_cache=True, pad_token_id=bench.vocabulary.pad,
+        eos_token_id=None, renormalize_logits=bench.vocabulary.normalise == "trie",
+    )  # fmt: skip
+
+    def rank() -> Lists:
+        found = bench.reasoner.backbone.generate(
+            ids_BT, attention_mask=mask_BT, generation_config=config,
+            prefix_allowed_tokens_fn=lambda _, sentence: allowed[tuple(sentence[width:].tolist())],
+        )  # fmt: skip
+        items = [item_of[tuple(row)] for row in found[:, width:].tolist()]
+        return np.reshape(items, (len(histories), bench.beam)).tolist()
+
+    return rank
+
+
+def careful_peer(bench: Bench, histories: list[np.ndarray]) -> Way:
+    """Prefill once, repeat the cache, one vectorised trie step and one cached forward pass per level, reorder."""
+    ids_BT, mask_BT = bench.left_padded(histories)
+    positions_BT = (mask_BT.cumsum(1) - 1).clamp(min=0)
+    model, vocabulary, beam = bench.reasoner.backbone, bench.vocabulary, bench.beam
+    trie, batch = Trie(bench.codes_IL), len(histories)
+    padded = bool((mask_BT == 0).any())  # without padding attention needs no mask and is faster
+    assert vocabulary.normalise == "trie", "written for models that normalise over the trie"
+
+    def best(hidden_BWD: Tensor, nodes_BW: Tensor, scores_BW: Tensor, level: int) -> tuple[Tensor, ...]:
+        start = vocabulary.level_start(level)
+        logits_BWC = hidden_BWD @ head_rows(model, start, start + vocabulary.codebook_size).T
+        child_BWM, real_BWM = trie.children(level, nodes_BW)
+        chosen_BWM = logits_BWC.gather(2, trie.levels[level + 1].code[child_BWM])
+        logprobs_BWM = chosen_BWM.masked_fill(~real_BWM, -torch.inf).log_softmax(-1)
+        flat = (scores_BW[..., None] + logprobs_BWM).flatten(1)
+        scores, places = flat.topk(min(beam, flat.shape[1]), dim=1)
+        return child_BWM.flatten(1).gather(1, places), scores, places // child_BWM.shape[2]
+
+    @torch.no_grad()
+    def rank() -> Lists:
+        cache = DynamicCache()
+        hidden_BTD = trunk(model)(
+            input_ids=ids_BT,
+            attention_mask=mask_BT if padded else None,
+            position_ids=positions_BT,
+            past_key_values=cache,
+        ).last_hidden_state
+        nodes, scores = torch.zeros(batch, 1, dtype=torch.int64), torch.zeros(batch, 1)
+        nodes, scores, _ = best(hidden_BTD[:, -1:], nodes, scores, 0)
+        count = nodes.shape[1]
+        cache.batch_repeat_interleave(count)
+        mask, position = mask_BT.repeat_interleave(count, 0), mask_BT.sum(1).repeat_interleave(count)
+        for level in range(1, trie.num_levels):
+            tokens = trie.levels[level].code[nodes] + vocabulary.level_start(level - 1)
+            mask = torch.nn.functional.pad(mask, (0, 1), value=1)
+            hidden = trunk(model)(
+                input_ids=tokens.view(-1, 1), attention_mask=mask if padded else None, position_ids=position[:, None],
+                past_key_values=cache,
+            ).last_hidden_state  # fmt: skip
+            nodes, scores, parents = best(hidden.view(batch, count, -1), nodes, scores, level)
+            position = position + 1
+            if level < trie.num_levels - 1:
+                cache.reorder_cache((parents + count * torch.arange(batch)[:, None]).flatten())
+        return trie.item_of_leaf[nodes].tolist()
+
+    return rank
+
+
+def main() -> None:
+    arguments = _arguments()
+    torch.set_num_threads(1)
+    bench = Bench(arguments)
+    shared = {
+        "preset": arguments.preset or "of the run", "parameters": num_parameters(bench.reasoner.backbone),
+        "mean_prompt_tokens": round(bench.mean_tokens, 1), "beam": bench.beam, "threads": 1,
+    }  # fmt: skip
+    for batch in (1, 8):
+        for length in (None, 200):
+            sizes = {"batch": batch, "prompt_tokens": length or "as in data"}
+            lines = [*_against_peers(bench, batch, length), _latents(bench, batch, length)]
+            for line in lines:
+                print(json.dumps({"benchmark": "engine", **line, **sizes, **shared}), flush=True)
+
+
+def _against_peers(bench: Bench, batch: int, length: int | None) -> list[dict[str, object]]:
+    histories = bench.histories(batch, length)
+    ways = {
+        "fused": bench.ranked(bench.fused, histories),
+        "generic": bench.ranked(bench.generic, histories),
+        "careful": careful_peer(bench, histories),
+        "generate": generate_peer(bench, histories),
+    }
+    gemm = _peak_gemm()
+    seconds, results = _interleaved(ways | {"gemm": gemm}, bench.runs)
+    bench.ranked(bench.generic, histories)()
+    scores = bench.last.scores_QK
+    names = {
+        "generic": "our generic tree-attention path",
+        "careful": "prefill once, repeat and reorder the cache, vectorised trie",
+        "generate": "transformers generate() with prefix_allowed_tokens_fn",
+    }
+    lines: list[dict[str, object]] = [
+        {
+            "ratio": round(_median(seconds[name]) / _median(seconds["fused"]), 2),
+            "baseline": names[name],
+            "parity": _same(results["fused"], results[name], scores),
+            "identical_lists": sum(a == b for a, b in zip(results["fused"], results[name], strict=True)),
+            "ours_ms_per_request": round(1e3 * _median(seconds["fused"]) / batch, 2),
+            "baseline_ms_per_request": round(1e3 * _median(seconds[name]) / batch, 2),
+            "noise": _noise(seconds["fused"]),
+        }
+        for name in names
+    ]
+    assert all(line["parity"] for line in lines), lines
+    flops = _flops(bench, histories)
+    peak = 2 * 1024**3 / _median(seconds["gemm"])
+    achieved = flops / _median(seconds["fused"])
+    lines.append(
+        {
+            "ratio": round(achieved / peak, 3),
+            "baseline": "peak of a 1024 x 1024 x 1024 product, same run",
+            "parity": True,
+            "gflops": round(achieved / 1e9, 1),
+            "peak_gflops": round(peak / 1e9, 1),
+            "counted": "linear layers and attention of all tokens and beams, last prompt layer once",
+        }
+    )
+    return lines
+
+
+def _latents(bench: Bench, batch: int, length: int | None) -> dict[str, object]:
+    histories = bench.histories(batch, length)
+    depths: tuple[int | str, ...] = (0, "auto", 8)
+    ways = {str(depth): bench.ranked(bench.fused, histories, depth) for depth in depths}
+    seconds, results = _interleaved(ways, bench.runs)
+    parity = True
+    for depth in depths:
+        expected = bench.ranked(bench.generic, histories, depth)()
+        parity &= _same(results[str(depth)], expected, bench.last.scores_QK)
+        if depth == "auto":
+            mean_depth = float(bench.last.depths_Q.mean())
+    assert parity
+    base = _median(seconds["0"])
+    return {
+        "ratio": round(_median(seconds["auto"]) / base, 3),
+        "ratio_at_8": round(_median(seconds["8"]) / base, 3),
+        "baseline": "the fused path without latent steps",
+        "parity": parity,
+        "mean_depth": round(mean_depth, 2),
+        "noise": _noise(seconds["0"]),
+    }
+
+
+def _interleaved(
+    ways: dict[str, Callable[[], object]], runs: int
+) -> tuple[dict[str, list[float]], dict[str, Lists]]:
+    """CPU seconds of each way, `runs` times each in turn after a round to warm up, and what each found."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    results = {}
+    for number in range(runs + 1):
+        for name, way in ways.items():
+            repeats = (
+                1 if name == "generate" or not number else 3
+            )  # the quick ones more often, for a steadier median
+            for _ in range(repeats):
+                started = time.process_time()
+                results[name] = way()
+                if number:
+                    seconds[name].append(time.process_time() - started)
+    return seconds, results  # type: ignore[return-value]
+
+
+def _same(ours: Lists, theirs: Lists, scores_QK: np.ndarray) -> bool:
+    """Identical lists, but for items whose scores are equal to rounding."""
+    for mine, other, scores_K in zip(ours, theirs, scores_QK, strict=True):
+        for place in np.flatnonzero(np.array(mine) != np.array(other)):
+            near = np.abs(scores_K - scores_K[place]) < TOLERANCE
+            if near.sum() < 2 and place < len(mine) - 1:
+                return False
+    return True
+
+
+def _flops(bench: Bench, histories: list[np.ndarray]) -> int:
+    """Of the request's own arithmetic; padding and recomputation don't count as work done."""
+    config = bench.reasoner.backbone.config
+    wide = config.num_attention_heads * config.head_dim
+    narrow = config.num_key_value_heads * config.head_dim
+    mixing = config.hidden_size * (wide + 2 * narrow)
+    rest = wide * config.hidden_size + 3 * config.hidden_size * config.intermediate_size
+    layers, levels = config.num_hidden_layers, bench.codes_IL.shape[1]
+    total = 0
+    for history in histories:
+        length = len(bench._render(history))
+        total += length * (layers * mixing + (layers - 1) * rest)  # the last layer: keys and values
+        total += rest - (length - 1) * config.hidden_size * wide
+        total += (layers - 1) * wide * length * (length + 1)
+        for generation in range(1, levels):
+            total += bench.beam * layers * (mixing + rest + 2 * wide * (length + generation))
+        total += bench.beam * (levels - 1) * config.hidden_size * bench.vocabulary.codebook_size
+    return 2 * total
+
+
+def _peak_gemm() -> Callable[[], None]:
+    left, right = torch.randn(1024, 1024), torch.randn(1024, 1024)
+    out = torch.empty(1024, 1024)
+
+    def multiply() -> None:
+        torch.mm(left, right, out=out)
+
+    return multiply
+
+
+def _median(values: list[float]) -> float:
+    return statistics.median(values)
+
+
+def _noise(values: list[float]) -> float:
+    low, _, high = statistics.quantiles(values, n=4)
+    return round((high - low) / _median(values), 3)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--run", required=True, help="a run folder with a trained model")
+    parser.add_argument("--preset", default="")
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--beam", type=int, default=50)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
