@@ -46,8 +46,8 @@ mini: $(VENV)/.installed ## the whole pipeline on a tiny made-up shop (seconds)
 	@$(BIN)/python examples/make_mini_data.py data/mini
 	@$(BIN)/lasar run recipes/mini.yaml
 
-bench: $(VENV)/.installed-dev ## speed and memory against named peers, one JSON line each
-	@for script in benchmarks/[a-z]*.py; do $(BIN)/python $$script; done
+bench: $(VENV)/.installed-dev ## speed and memory against named peers, one JSON line each (those that need no run)
+	@for script in stage1 stage2 rl beam_search attention_backends; do $(BIN)/python benchmarks/$$script.py; done
 
 results: $(VENV)/.installed ## regenerate docs/results.md and its plots from results/results.jsonl
 	@$(BIN)/lasar results render

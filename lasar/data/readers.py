@@ -174,7 +174,8 @@ def _item_table(
     """Bring an item table into the reader's form: `item_id`, `title` where named, then the kept columns."""
     require_column(table, key, path=path, role="item_key")
     table = _with_texts(table, title, texts, path=path)
-    names = [name for name in table.collect_schema().names() if name not in (key, title)]
+    dropped = {key, title} - {"title"}  # a title column of another name stands in `title` by now
+    names = [name for name in table.collect_schema().names() if name not in dropped]
     keep = [name for name in names if not texts or name in texts or name == "title"]
     keep.sort(key=lambda name: name != "title")
     table = as_text_columns(table, [key, *(name for name in keep if name != "item_id")])

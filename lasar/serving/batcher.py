@@ -164,10 +164,12 @@ class MicroBatcher(Generic[Q, R]):
 
     def expected_seconds(self) -> float:
         """Time until a query submitted now would be answered, judged by the slowest of the latest batches."""
-        rest = 0.0
-        if self._began is not None:
-            rest = max(0.0, self._began + self._batch_seconds - time.perf_counter())
-        return rest + math.ceil((len(self._waiting) + 1) / self._max_batch) * self._batch_seconds
+        seconds, rest = self._batch_seconds, 0.0
+        if self._began is not None and seconds:
+            elapsed = time.perf_counter() - self._began
+            seconds = max(seconds, elapsed)  # one that takes longer than any before: so may the next
+            rest = seconds - elapsed
+        return rest + math.ceil((len(self._waiting) + 1) / self._max_batch) * seconds
 
     async def close(self) -> None:
         """Take no more queries, answer those that wait, stop the thread."""

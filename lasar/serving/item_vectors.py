@@ -17,6 +17,7 @@ from lasar.sid.text_encoder import Encode, load_text_encoder
 Float32Array = NDArray[np.float32]
 
 EXPORTED_TEXT_MODEL = "text_model"  # folder of an export
+_NEIGHBOURS = 5
 
 
 def load_vectors(run: Path) -> Float32Array | None:
@@ -32,6 +33,28 @@ def load_vectors(run: Path) -> Float32Array | None:
         return load_file(path)["item_embeddings"]
     except (OSError, SafetensorError, KeyError) as error:
         raise ArtifactError(f"{path}: not readable ({error}); run the stage 'embed' again") from None
+
+
+def company_of_neighbours(text_NT: Float32Array, trained_IE: Float32Array) -> Float32Array:
+    """Collaborative parts for new items: the mean of those of the trained items with the nearest texts.
+
+    Args:
+        text_NT: unit text vectors of the new items.
+        trained_IE: fused vectors of the trained items; the first T numbers are of their texts. Items without
+            co-occurrence are nobody's neighbours.
+
+    Returns:
+        float32 [N, E - T]; 0 where no trained item has any.
+    """
+    width = text_NT.shape[1]
+    known_IE = trained_IE[trained_IE[:, width:].any(axis=1)]
+    texts_IT, company_IC = known_IE[:, :width], known_IE[:, width:]
+    if not len(known_IE):
+        return np.zeros((len(text_NT), trained_IE.shape[1] - width), dtype=np.float32)
+    texts_IT = texts_IT / np.maximum(np.linalg.norm(texts_IT, axis=1, keepdims=True), 1e-12)
+    near_NK = np.argsort(-(text_NT @ texts_IT.T), axis=1, kind="stable")[:, :_NEIGHBOURS]
+    company_NC: Float32Array = company_IC[near_NK].mean(axis=1, dtype=np.float32)
+    return company_NC
 
 
 class TextVectors:
@@ -52,7 +75,8 @@ class TextVectors:
     def vectors(self, texts: Sequence[str]) -> Float32Array:
         """Vectors of texts, float32 [len(texts), E].
 
-        In `fused` vectors the collaborative part is zero, as it is for trained items without co-occurrence.
+        In `fused` vectors the collaborative part is the mean of those of the items with the nearest texts. Zero would
+        be nearest to the codes of items that nobody buys with others, whatever the text says.
 
         Raises:
             DataError: vectors of this run cannot be made from text alone, or the text model is missing.
@@ -89,8 +113,11 @@ class TextVectors:
         text = normalise(raw, np.ones(len(raw), dtype=bool), how="l2")
         if config["kind"] == "text":
             return text
-        company = np.zeros((len(raw), summary["collaborative_width"]), dtype=np.float32)
-        return concatenate([(config["text_weight"], text), (config["collaborative_weight"], company)])
+        trained_IE = load_vectors(self._run)
+        if trained_IE is None:
+            raise ArtifactError(f"{self._run / 'embed'}: no vectors; run the stage 'embed' again")
+        own = concatenate([(config["text_weight"], text)])
+        return np.concatenate([own, company_of_neighbours(text, trained_IE)], axis=1)
 
     def _model_name(self, trained_with: str) -> str:
         if self._text_model is not None:

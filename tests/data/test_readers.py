@@ -45,6 +45,9 @@ def test_table_with_named_columns_and_a_separate_item_table(tmp_path):
     assert table.rows() == [("1", "Lamp", "red", "3"), ("02", "Chair", None, "9")]
     _, fewer = read("table", source, items, **options, texts=["Weight"])
     assert fewer.columns == ["item_id", "title", "Weight"]
+    named = write(tmp_path / "n.csv", ITEMS.replace("Name", "title"))  # a column that has our name already
+    _, same = read("table", source, named, **options | {"columns": COLUMNS | {"title": "title"}})
+    assert same.rows() == table.rows()
 
 
 @pytest.mark.parametrize("same", [True, False])

@@ -140,6 +140,57 @@ def test_a_request_that_cannot_be_in_time_is_refused_at_once():
     asyncio.run(scenario())
 
 
+def test_what_would_be_late_makes_nobody_else_late():
+    engine = FakeEngine(seconds=0.05)
+
+    async def scenario():
+        queue = batcher(engine, max_batch=1)
+        await queue.submit(0, timeout_seconds=30)
+        engine.seconds = 0.3  # slower than it could know when it accepted these
+        tasks = [
+            asyncio.create_task(queue.submit(n, timeout_seconds=seconds))
+            for n, seconds in ((1, 30), (2, 0.45), (3, 0.8))
+        ]
+        outcomes = await settled(tasks)
+        queue._batch_seconds = 30.0  # an estimate that nobody can meet must not stop everybody
+        alone = await queue.submit(4, timeout_seconds=2)
+        await queue.close()
+        return [*outcomes, alone]
+
+    running, hasty, timely, alone = asyncio.run(scenario())
+    assert (running.result, timely.result, alone.result) == (2, 6, 8)
+    assert isinstance(hasty, DeadlineError)
+    assert not hasty.started
+    assert engine.batches == [[0], [1], [3], [4]]
+
+
+def test_one_quick_batch_does_not_hide_that_others_are_slow():
+    engine = FakeEngine(seconds=0.1)
+
+    async def scenario():
+        queue = batcher(engine, max_batch=1)
+        await queue.submit(0, timeout_seconds=30)
+        engine.seconds = 0.0
+        await queue.submit(1, timeout_seconds=30)
+        quick = queue.expected_seconds()
+        for number in range(30):
+            await queue.submit(number, timeout_seconds=30)
+        long_since = queue.expected_seconds()
+        engine.gate.clear()
+        running = asyncio.create_task(queue.submit(0, timeout_seconds=30))
+        await asyncio.sleep(0.2)
+        stalled = queue.expected_seconds()
+        engine.gate.set()
+        await running
+        await queue.close()
+        return quick, long_since, stalled
+
+    quick, long_since, stalled = asyncio.run(scenario())
+    assert quick > 0.075
+    assert long_since < 0.05
+    assert stalled > 0.19, "a batch that has not ended yet counts, too"
+
+
 def test_who_leaves_the_queue_is_never_computed():
     engine = FakeEngine()
     engine.gate.clear()
