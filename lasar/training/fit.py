@@ -74,6 +74,7 @@ class _Progress:
     epoch: int = 0
     batch: int = 0
     step: int = 0
+    total_steps: int = 0
     best_metric: float = -math.inf
     best_epoch: int = -1
     since_best: int = 0
@@ -128,15 +129,15 @@ def fit(
     best = {name: p.detach().clone() for name, p in _trained(model)}
     at = _resume(checkpoint_dir, model, optimizer, average, best, seed=plan.seed)
     epoch_batches = batches(at.epoch)
-    steps_per_epoch = math.ceil(len(epoch_batches) / plan.accumulate)
-    total_steps = steps_per_epoch * plan.epochs
+    # Epochs can differ by a batch, so the schedule's length is decided once, not wherever a run was killed.
+    at.total_steps = at.total_steps or math.ceil(len(epoch_batches) / plan.accumulate) * plan.epochs
     saved = time.monotonic()
-    with progress(description, total=total_steps, start=at.step, unit="step") as advance:
+    with progress(description, total=at.total_steps, start=at.step, unit="step") as advance:
         while at.epoch < plan.epochs and not (plan.patience and at.since_best >= plan.patience):
             model.train()
             while at.batch < len(epoch_batches):
                 group = epoch_batches[at.batch : at.batch + plan.accumulate]
-                _set_learning_rate(optimizer, scheduled(at.step, total_steps, plan))
+                _set_learning_rate(optimizer, scheduled(at.step, at.total_steps, plan))
                 note = _train_step(accelerator, model, optimizer, group, loss, plan, at)
                 _update_average(average, model, plan.ema_decay, at.step)
                 at.batch += len(group)

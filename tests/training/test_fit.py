@@ -67,7 +67,11 @@ def test_learns(tmp_path):
     assert [record["epoch"] for record in result.curve] == list(range(1, 41))
 
 
-def _killed_run(folder, at_call):
+def uneven_epochs(epoch: int) -> list[Rows]:
+    return make_batches(epoch)[: 8 - epoch]
+
+
+def _killed_run(folder, at_call, batches):
     # Stops like kill -9 in the middle of an epoch; a checkpoint at every step makes the middle matter.
     calls = 0
 
@@ -81,14 +85,20 @@ def _killed_run(folder, at_call):
     import lasar.training.fit as module
 
     module._CHECKPOINT_EVERY_SECONDS = 0.0
-    run(folder, loss=loss)
+    run(folder, loss=loss, batches=batches)
 
 
-@pytest.mark.parametrize("at_call", [1, 3, 8, 9, 22, 31])
-def test_resumed_run_equals_uninterrupted_run(tmp_path, at_call):
-    whole, expected = run(tmp_path / "whole")
+@pytest.mark.parametrize(
+    ("batches", "calls_in_all", "at_call"),
+    [
+        *((make_batches, 32, at_call) for at_call in (1, 3, 8, 9, 22, 31)),
+        *((uneven_epochs, 26, at_call) for at_call in (3, 9, 12, 25)),
+    ],
+)
+def test_resumed_run_equals_uninterrupted_run(tmp_path, batches, calls_in_all, at_call):
+    whole, expected = run(tmp_path / "whole", batches=batches)
     process = multiprocessing.get_context("fork").Process(
-        target=_killed_run, args=(tmp_path / "cut", at_call)
+        target=_killed_run, args=(tmp_path / "cut", at_call, batches)
     )
     process.start()
     process.join(60)
@@ -99,8 +109,8 @@ def test_resumed_run_equals_uninterrupted_run(tmp_path, at_call):
         calls.append(1)
         return squared_error(model, batch)
 
-    resumed, result = run(tmp_path / "cut", loss=counting)
-    assert len(calls) == 32 - (at_call - 1)
+    resumed, result = run(tmp_path / "cut", loss=counting, batches=batches)
+    assert len(calls) == calls_in_all - (at_call - 1)
     assert result == expected
     for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(a, b)
