@@ -254,6 +254,11 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def folder_hash(folder: Path) -> str:
+    """Hash of the names and contents of a folder's files."""
+    return hashlib.sha256(json.dumps(_file_hashes(folder)).encode()).hexdigest()
+
+
 def _file_hashes(folder: Path) -> dict[str, str]:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): file_sha256(path) for path in files}
@@ -262,7 +267,7 @@ def _file_hashes(folder: Path) -> dict[str, str]:
 def _source_hash(path: Path, stage: str) -> str:
     try:
         if path.is_dir():
-            return hashlib.sha256(json.dumps(_file_hashes(path)).encode()).hexdigest()
+            return folder_hash(path)
         return file_sha256(path)
     except FileNotFoundError:
         siblings = [str(other) for other in path.parent.glob("*")]

@@ -7,7 +7,7 @@ import json
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 import yaml
@@ -252,6 +252,9 @@ def serve(
     workers: Annotated[int, typer.Option(help="Worker processes; each holds the model.")] = 1,
     model: Annotated[str | None, typer.Option(help="Training stage to serve; the last by default.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    precision: Annotated[
+        Literal["auto", "fp32", "bf16"], typer.Option(help="On CPUs: fp32, bf16, or auto (bf16 if faster).")
+    ] = "auto",
     database: Annotated[str | None, typer.Option(help="SQLAlchemy URL; a SQLite file in RUN else.")] = None,
     text_model: Annotated[
         str | None, typer.Option(help="Text encoder for new items; the run's own else.")
@@ -269,9 +272,9 @@ def serve(
     from lasar.serving.settings import Settings
 
     settings = Settings(
-        run=run, workers=workers, model=model, device=device, database=database, text_model=text_model,
-        timeout_ms=timeout_ms, max_queue=max_queue, max_batch=max_batch, retention_days=retention_days,
-        show_users=show_users, threads=threads,
+        run=run, workers=workers, model=model, device=device, precision=precision, database=database,
+        text_model=text_model, timeout_ms=timeout_ms, max_queue=max_queue, max_batch=max_batch,
+        retention_days=retention_days, show_users=show_users, threads=threads,
     )  # fmt: skip
     serve_run(settings, host=host, port=port)
 

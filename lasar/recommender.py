@@ -13,6 +13,7 @@ from lasar.artifacts import content_hash, read_json
 from lasar.data.interactions import Interactions, ItemTable, load_user_ids
 from lasar.decoding.ranked import Ranked
 from lasar.decoding.ranker import Ranker
+from lasar.engine.weights import PrecisionChoice, choose_precision
 from lasar.errors import ArtifactError, ConfigError, UnknownItemError, nearest
 from lasar.model.backbone import best_device
 from lasar.model.reasoner import Depth, load_reasoner
@@ -55,13 +56,22 @@ class Recommender:
         self._users: tuple[list[str], Interactions] | None = None
 
     @classmethod
-    def load(cls, run: str | Path, *, model: str | None = None, device: str = "auto") -> "Recommender":
+    def load(
+        cls,
+        run: str | Path,
+        *,
+        model: str | None = None,
+        device: str = "auto",
+        precision: PrecisionChoice = "fp32",
+    ) -> "Recommender":
         """Open a run folder.
 
         Args:
             run: the folder a recipe was run in.
             model: the training stage to use; the last one that has an artifact by default.
             device: `auto`, `cpu` or `cuda`.
+            precision: of matrix products on CPUs: `fp32`, `bf16`, or `auto`, bf16 where that is faster. In bf16
+                scores are off in the third digit.
 
         Raises:
             ArtifactError: the folder is not a run, or has no trained model.
@@ -79,14 +89,21 @@ class Recommender:
             raise ArtifactError(f"{run}: no trained model; run the stage {POLICY_STAGES[0]!r} first")
         stage = model or trained[-1]
         return cls.from_artifacts(
-            prepare=run / "prepare", quantize=run / "quantize", model=run / stage, device=device
-        )
+            prepare=run / "prepare", quantize=run / "quantize", model=run / stage, device=device,
+            precision=precision,
+        )  # fmt: skip
 
     @classmethod
     def from_artifacts(
-        cls, *, prepare: Path, quantize: Path, model: Path, device: str = "auto"
+        cls,
+        *,
+        prepare: Path,
+        quantize: Path,
+        model: Path,
+        device: str = "auto",
+        precision: PrecisionChoice = "fp32",
     ) -> "Recommender":
-        """Open three artifacts that belong together.
+        """Open three artifacts that belong together; `device` and `precision` as in `load`.
 
         Raises:
             ArtifactError: one is missing, or the model was trained on another catalogue.
@@ -97,9 +114,9 @@ class Recommender:
         reasoner = load_reasoner(model, device=_device(device)).requires_grad_(
             False
         )  # frozen: see decision 0004
-        return cls(
-            Ranker(reasoner, codes_IL=catalog.codes_IL), items=ItemTable.load(prepare), prepare=prepare
-        )
+        chosen = choose_precision(precision, reasoner.backbone)
+        ranker = Ranker(reasoner, codes_IL=catalog.codes_IL, precision=chosen)
+        return cls(ranker, items=ItemTable.load(prepare), prepare=prepare)
 
     def recommend(
         self,

@@ -9,6 +9,7 @@ from lasar.baselines.explicit_cot import WRITING_FILE, load_writing
 from lasar.baselines.ranking import Items
 from lasar.baselines.trained import FACTS_FILE, Trained
 from lasar.decoding.ranked import Ranked
+from lasar.engine.weights import PrecisionChoice
 from lasar.errors import ConfigError
 from lasar.model.backbone import best_device
 from lasar.model.reasoner import Depth
@@ -26,6 +27,7 @@ def open_ranker(
     beam_width: int,
     exclude_seen: bool,
     seed: int,
+    precision: PrecisionChoice = "fp32",
 ) -> Rank:
     """A trained model as a function of histories, baskets and depth.
 
@@ -38,6 +40,7 @@ def open_ranker(
         beam_width: of models that search.
         exclude_seen: leave out items of the history.
         seed: of depths that are sampled.
+        precision: of a generative model on CPUs; see `Recommender.load`.
 
     Raises:
         ArtifactError: an artifact is missing or damaged.
@@ -47,7 +50,7 @@ def open_ranker(
         from lasar.recommender import Recommender
 
         recommender = Recommender.from_artifacts(
-            prepare=prepare, quantize=quantize, model=folder, device=device
+            prepare=prepare, quantize=quantize, model=folder, device=device, precision=precision
         )
         if (folder / WRITING_FILE).is_file():
             recommender.ranker.reasoner = load_writing(folder, recommender.ranker.reasoner.backbone)

@@ -14,7 +14,7 @@ from lasar.decoding.beam import beam_search
 from lasar.decoding.ranked import Ranked
 from lasar.decoding.trie import ItemFilter, Trie
 from lasar.engine.prefix import encode
-from lasar.engine.weights import FusedWeights, why_unknown
+from lasar.engine.weights import FusedWeights, Precision, why_unknown
 from lasar.errors import ConfigError
 from lasar.model.prompt import Prefix, encode_prompts
 from lasar.model.reasoner import Depth, LatentReasoner
@@ -33,27 +33,43 @@ class Ranker:
         trie: the catalogue.
     """
 
-    def __init__(self, reasoner: LatentReasoner, *, codes_IL: Int32Array, fused: bool = True) -> None:
+    def __init__(
+        self,
+        reasoner: LatentReasoner,
+        *,
+        codes_IL: Int32Array,
+        fused: bool = True,
+        precision: Precision = "fp32",
+    ) -> None:
         """Build the trie on the model's device.
 
         Args:
             reasoner: the model.
             codes_IL: codes of the catalogue's items.
             fused: take the fused path where it knows the model; False to compare with the generic one.
+            precision: of the fused path's matrix products; the generic path computes as the model was loaded.
         """
         self.reasoner = reasoner
         self.vocabulary = reasoner.vocabulary
         self.codes_IL = codes_IL
         self.tokens_IL = self.vocabulary.item_tokens(codes_IL)
         self.trie = Trie(codes_IL, device=reasoner.backbone.device)
-        self._may_fuse = fused
+        self._may_fuse, self._precision = fused, precision
         self._fused: FusedWeights | None = None
+
+    def with_codes(self, codes_IL: Int32Array) -> "Ranker":
+        """The same model, ready to rank another catalogue; what was arranged for the fused path is shared."""
+        ranker = Ranker(self.reasoner, codes_IL=codes_IL, fused=self._may_fuse, precision=self._precision)
+        ranker._fused = self._fused
+        return ranker
 
     @property
     def engine(self) -> str:
-        """Which path computes: `fused`, or `generic` and why."""
+        """Which path computes: `fused`, `fused, bf16`, or `generic` and why."""
         reason = why_unknown(self.reasoner.backbone) if self._may_fuse else "the fused path is not wanted"
-        return "fused" if reason is None else f"generic: {reason}"
+        if reason is not None:
+            return f"generic: {reason}"
+        return "fused" if self._precision == "fp32" else f"fused, {self._precision}"
 
     @torch.no_grad()
     def rank(
@@ -129,10 +145,10 @@ class Ranker:
 
     def _fresh_weights(self) -> FusedWeights | None:
         """Weights for the fused path, arranged anew where they have changed; None for the generic path."""
-        if self.engine != "fused":
+        if self.engine.startswith("generic"):
             self._fused = None
         elif self._fused is None or not self._fused.fresh:
-            self._fused = FusedWeights(self.reasoner.backbone)
+            self._fused = FusedWeights(self.reasoner.backbone, precision=self._precision)
         return self._fused
 
     def _encode(self, rows: list[Int32Array], fused: FusedWeights | None, depth: Depth) -> Prefix:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention, silu
 
-from lasar.engine.weights import FusedLayer, FusedWeights
+from lasar.engine.weights import FusedLayer, FusedWeights, plus_times
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
@@ -124,9 +124,10 @@ def split_heads(
 
 def finish_layer(weights: FusedWeights, layer: FusedLayer, x_nD: Tensor, attended_n: Tensor) -> Tensor:
     """Both residual branches, given what attention gathered [n, H * F]."""
-    x_nD = torch.addmm(x_nD, attended_n, layer.out)
-    gate_n, up_n = (weights.scaled(x_nD) @ layer.gate_up).chunk(2, dim=-1)
-    return torch.addmm(x_nD, silu(gate_n).mul_(up_n), layer.down)
+    x_nD = plus_times(x_nD, attended_n, layer.out)
+    # In bf16 the MLP's inner values stay rounded: they are the widest, and the next product would round them anyway.
+    gate_n, up_n = (weights.scaled(x_nD).to(layer.gate_up.dtype) @ layer.gate_up).chunk(2, dim=-1)
+    return plus_times(x_nD, silu(gate_n).mul_(up_n), layer.down)
 
 
 def attend_causally(

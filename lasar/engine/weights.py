@@ -4,18 +4,24 @@ What is done once here is not done per request: query, key and value projections
 in another, the weights of a layer's two RMSNorms multiplied into the matrices that follow them, the attention's scale
 multiplied into the queries. The final norm stays as it is, because its output is what latent steps feed back.
 
+In bf16 the matrices are rounded, and what is multiplied with them; sums, norms, attention, the residual stream and the
+output head stay in fp32.
+
 Legend: D hidden, H query heads, K key heads (H = K * G), F head size, I inner size of the MLP, P positions.
 """
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM
 
 from lasar.model.backbone import input_table, trunk
+
+Precision = Literal["fp32", "bf16"]
+PrecisionChoice = Literal["fp32", "bf16", "auto"]
 
 _KNOWN: tuple[type[nn.Module], ...] = (Qwen2ForCausalLM, Qwen3ForCausalLM, LlamaForCausalLM)
 # Static functions of the position; the others change with the length of a sequence.
@@ -24,6 +30,7 @@ _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 _MLP = ("gate_proj", "up_proj", "down_proj")
 _BIASED = ("q_proj", "k_proj", "v_proj")
 _TABLE_TOKENS = 1 << 14  # of a vocabulary for which the first layer's projections are kept
+_BF16_WIDTH = 256  # of a model from which on bf16 is faster at every batch size (benchmarks/engine.py)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +63,7 @@ class FusedWeights:
 
     Attributes:
         model: where they come from.
+        precision: of the matrix products.
         layers: first to last.
         heads: query heads H.
         key_heads: key heads K.
@@ -63,10 +71,11 @@ class FusedWeights:
         embedding_norm: mean norm of the token embeddings, scalar.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, precision: Precision = "fp32") -> None:
         """Copy and arrange the weights of a model that `why_unknown` has nothing against."""
         config: Any = model.config
         self.model = model
+        self.precision = precision
         self.heads: int = config.num_attention_heads
         self.key_heads: int = config.num_key_value_heads
         self.head_size: int = getattr(config, "head_dim", None) or config.hidden_size // self.heads
@@ -140,19 +149,50 @@ class FusedWeights:
             weights[0] = weights[0] * scale
             biases[0] = None if biases[0] is None else biases[0] * scale
         before_mlp = layer.post_attention_layernorm.weight * width
+        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
         return FusedLayer(
-            qkv=(torch.cat(weights) * (layer.input_layernorm.weight * width)).T.contiguous(),
+            qkv=(torch.cat(weights) * (layer.input_layernorm.weight * width)).T.contiguous().to(dtype),
             qkv_bias=None if biases[0] is None else torch.cat(biases),
             gain=gain,
-            out=attention.o_proj.weight.detach().T,
-            gate_up=(torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]) * before_mlp).T.contiguous(),
-            down=mlp.down_proj.weight.detach().T,
+            out=attention.o_proj.weight.detach().T.to(dtype),
+            gate_up=(torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]) * before_mlp)
+            .T.contiguous()
+            .to(dtype),
+            down=mlp.down_proj.weight.detach().T.to(dtype),
         )
 
 
 def times(x_nD: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Product of tokens with a matrix [D, X], [n, X]."""
-    return x_nD @ matrix if bias is None else torch.addmm(bias, x_nD, matrix)
+    """Product of tokens with a matrix [D, X] (and a bias), [n, X], in fp32."""
+    if matrix.dtype == torch.float32:
+        return x_nD @ matrix if bias is None else torch.addmm(bias, x_nD, matrix)
+    product = (x_nD.to(matrix.dtype) @ matrix).float()
+    return product if bias is None else product + bias
+
+
+def plus_times(x_nD: Tensor, y_nX: Tensor, matrix: Tensor) -> Tensor:
+    """Sum of tokens and a product of others with a matrix [X, D], [n, D], in fp32."""
+    if matrix.dtype == torch.float32:
+        return torch.addmm(x_nD, y_nX, matrix)
+    return x_nD + y_nX.to(matrix.dtype) @ matrix
+
+
+def choose_precision(wanted: PrecisionChoice, model: nn.Module) -> Precision:
+    """What `auto` means for a model on this machine: bf16 where it is faster, else fp32.
+
+    It is where the processor multiplies bf16 in hardware and the model is wide enough for its matrix products to
+    outweigh the rounding of what goes into them.
+
+    Args:
+        wanted: a precision is what it is.
+        model: a causal LM.
+    """
+    if wanted != "auto":
+        return wanted
+    config: Any = model.config
+    can = torch.cpu.get_capabilities()
+    hardware = can.get("avx512_bf16") or can.get("amx_bf16")
+    return "bf16" if hardware and config.get_text_config().hidden_size >= _BF16_WIDTH else "fp32"
 
 
 def why_unknown(model: nn.Module) -> str | None:

@@ -238,6 +238,7 @@ async def info(request: Request) -> InfoResponse:
     return InfoResponse(
         version=__version__,
         model=service.model,
+        engine=snapshot.recommender.ranker.engine,
         max_depth=settings.max_depth,
         fixed_depth=settings.fixed_depth,
         num_levels=snapshot.catalog.num_levels,

@@ -21,7 +21,6 @@ from lasar.data.interactions import Interactions, ItemTable
 from lasar.data.text import clean_text
 from lasar.decoding.ranker import Ranker
 from lasar.errors import DataError
-from lasar.model.reasoner import LatentReasoner
 from lasar.recommender import Recommender
 from lasar.serving.catalogue_store import (
     CatalogueState,
@@ -107,15 +106,13 @@ class Snapshot:
 class LiveCatalogue:
     """Holds the present snapshot and makes the next one."""
 
-    def __init__(
-        self, run: Path, *, reasoner: LatentReasoner, store: CatalogueStore, texts: TextVectors
-    ) -> None:
-        """Open the newest version.
+    def __init__(self, run: Path, *, ranker: Ranker, store: CatalogueStore, texts: TextVectors) -> None:
+        """Open the newest version; `ranker` is of the trained catalogue.
 
         Raises:
             ArtifactError: an artifact is missing or damaged.
         """
-        self._run, self._reasoner, self._store, self._texts = run, reasoner, store, texts
+        self._run, self._ranker, self._store, self._texts = run, ranker, store, texts
         self._items = ItemTable.load(run / "prepare")
         self._catalog = SidCatalog.load(run / "quantize")
         self._vectors_IE = load_vectors(run)
@@ -257,7 +254,7 @@ class LiveCatalogue:
         return Snapshot(
             version=state.version,
             recommender=Recommender(
-                Ranker(self._reasoner, codes_IL=catalog.codes_IL), items=items, prepare=self._run / "prepare"
+                self._ranker.with_codes(catalog.codes_IL), items=items, prepare=self._run / "prepare"
             ),
             catalog=catalog,
             finder=finder,

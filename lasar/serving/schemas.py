@@ -314,6 +314,7 @@ class InfoResponse(BaseModel):
 
     version: str
     model: str
+    engine: str = Field(description="Which path computes, in which precision.")
     max_depth: int
     fixed_depth: int | None
     num_levels: int

@@ -60,13 +60,15 @@ class Service:
         self.settings, self.metrics = settings, metrics or Metrics()
         share = max(1, (os.cpu_count() or 1) // settings.workers)
         torch.set_num_threads(settings.threads or min(share, torch.get_num_threads()))
-        loaded = Recommender.load(settings.run, model=settings.model, device=settings.device)
+        loaded = Recommender.load(
+            settings.run, model=settings.model, device=settings.device, precision=settings.precision
+        )
         self.model = settings.model or served_stage(settings.run)
-        reasoner = TimedReasoner(loaded.ranker.reasoner)
+        loaded.ranker.reasoner = reasoner = TimedReasoner(loaded.ranker.reasoner)
         database = open_database(settings.database_url)
         self.catalogue = LiveCatalogue(
             settings.run,
-            reasoner=reasoner,
+            ranker=loaded.ranker,
             store=CatalogueStore(database, catalogue=_identity(loaded.ranker)),
             texts=TextVectors(settings.run, text_model=settings.text_model),
         )

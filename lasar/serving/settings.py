@@ -4,7 +4,9 @@ import json
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import get_args
 
+from lasar.engine.weights import PrecisionChoice
 from lasar.errors import ConfigError
 
 TOKEN_VARIABLE = "LASAR_ADMIN_TOKEN"
@@ -20,6 +22,7 @@ class Settings:
         run: run folder, or a folder that `lasar export` made.
         model: training stage to serve; the last one that has an artifact by default.
         device: `auto`, `cpu` or `cuda`.
+        precision: of matrix products on CPUs: `fp32`, `bf16`, or `auto`, bf16 where that is faster.
         database: SQLAlchemy URL of histories and catalogue changes; a SQLite file in the run folder by default.
         text_model: folder or hub id of the text encoder for new items; the run's own by default.
         max_queue: requests that may wait; the next one is refused with 429.
@@ -39,6 +42,7 @@ class Settings:
     run: Path
     model: str | None = None
     device: str = "auto"
+    precision: PrecisionChoice = "auto"
     database: str | None = None
     text_model: str | None = None
     max_queue: int = 256
@@ -61,6 +65,8 @@ class Settings:
         for name in ("retention_days", "threads"):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ConfigError(f"{name}={getattr(self, name)}: must be positive, or leave it out")
+        if self.precision not in get_args(PrecisionChoice):
+            raise ConfigError(f"precision={self.precision!r}: one of {', '.join(get_args(PrecisionChoice))}")
         if self.linger_ms < 0:
             raise ConfigError(f"linger_ms={self.linger_ms}: must not be negative")
         if self.admin_token is not None and len(self.admin_token) < _MIN_TOKEN_LENGTH:

@@ -2,8 +2,13 @@
 
 Texts are encoded once each, sorted by length (so that a batch carries little padding), in fixed shards: which
 texts form a batch never depends on what an interrupted run had finished, so the result doesn't either.
+
+A shard's file is named by what it was made from, model included, so any number of runs may share one folder of them.
 """
 
+import hashlib
+import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +18,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from lasar.artifacts import folder_hash
 from lasar.errors import DataError, require
 from lasar.progress import progress
 from lasar.sid import ngram_encoder
@@ -93,17 +99,20 @@ def encode_texts(
     texts: Sequence[str],
     load_encoder: Callable[[], Encode],
     *,
-    scratch: Path,
+    folder: Path,
     shard_size: int,
+    made_by: str = "",
     field: str = "embed.text_model",
 ) -> NDArray[np.float32]:
-    """Encode texts shard by shard; finished shards are kept in `scratch` and not encoded again.
+    """Encode texts shard by shard; finished shards are kept in `folder` and not encoded again.
 
     Args:
         texts: non-empty; equal texts are encoded once.
         load_encoder: called only when there is something left to encode.
-        scratch: a folder that belongs to these texts and this model alone.
+        folder: of the shards; made if it is not there.
         shard_size: distinct texts per shard.
+        made_by: whatever else the vectors depend on; see `encoder_identity`. May be left out where the folder belongs
+            to one model and its settings.
         field: the config field that names the model, for errors.
 
     Returns:
@@ -114,11 +123,11 @@ def encode_texts(
     """
     ordered = sorted(set(texts), key=lambda text: (len(text), text))
     shards = [ordered[begin : begin + shard_size] for begin in range(0, len(ordered), shard_size)]
-    paths = [scratch / f"text-{number:05d}.safetensors" for number in range(len(shards))]
+    paths = [folder / f"{_shard_name(made_by, shard)}.safetensors" for shard in shards]
     done = {path: vectors for path in paths if (vectors := _read_shard(path)) is not None}
     num_done = sum(len(vectors) for vectors in done.values())
     if len(done) < len(paths):
-        scratch.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         encode = load_encoder()
         with progress("encoding texts", total=len(ordered), start=num_done, unit="texts") as advance:
             for path, shard in zip(paths, shards, strict=True):
@@ -134,6 +143,21 @@ def encode_texts(
     return np.asarray(vectors[[row_of[text] for text in texts]], dtype=np.float32)
 
 
+def encoder_identity(text_model: str, *, batch_size: int, max_tokens: int, field: str) -> str:
+    """What an encoder's vectors depend on beside the texts: the bytes of a local model, the id of one on the hub.
+
+    Raises:
+        DataError: see `local_model_folder`.
+    """
+    folder = None if text_model == ngram_encoder.NAME else local_model_folder(text_model, field=field)
+    model = text_model if folder is None else folder_hash(folder)
+    return json.dumps([model, batch_size, max_tokens])
+
+
+def _shard_name(made_by: str, shard: list[str]) -> str:
+    return hashlib.sha256(json.dumps([made_by, shard]).encode()).hexdigest()[:32]
+
+
 def _read_shard(path: Path) -> NDArray[np.float32] | None:
     try:
         return load_file(path)["vectors"]
@@ -142,6 +166,6 @@ def _read_shard(path: Path) -> NDArray[np.float32] | None:
 
 
 def _write_shard(path: Path, vectors_IE: NDArray[np.float32]) -> None:
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")  # another run may make the same one
     save_file({"vectors": np.ascontiguousarray(vectors_IE)}, partial)
     partial.replace(path)

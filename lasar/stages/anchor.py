@@ -19,7 +19,13 @@ from rich.console import Console
 from lasar.artifacts import StageContext, read_json, write_json
 from lasar.config import StageConfig
 from lasar.errors import ArtifactError, ConfigError
-from lasar.sid.text_encoder import DEFAULT_TEXT_MODEL, encode_texts, load_text_encoder, local_model_folder
+from lasar.sid.text_encoder import (
+    DEFAULT_TEXT_MODEL,
+    encode_texts,
+    encoder_identity,
+    load_text_encoder,
+    local_model_folder,
+)
 
 if TYPE_CHECKING:
     from lasar.cot.anchor_sources import Source
@@ -30,7 +36,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Encode = Callable[[list[str], str], NDArray[np.float32]]
+Encode = Callable[[list[str]], NDArray[np.float32]]
 Near = Callable[[int], list[int]]
 
 _FIELD = "anchor.text_model"
@@ -52,6 +58,8 @@ class Config(StageConfig):
     """Longer sentences and item texts are cut."""
     batch_size: Annotated[int, pydantic.Field(ge=1)] = 32
     """Sentences per forward pass of the text model."""
+    cache: Path | None = None
+    """Folder where the text model's vectors outlive the stage, for other runs with the same texts; null: nowhere."""
     segments_mean: Annotated[float, pydantic.Field(ge=1)] = 3.8
     """Wanted mean number of segments of a rationale; the paper's is 3.5 to 4.2."""
     max_depth: Annotated[int, pydantic.Field(ge=1)] = 8
@@ -102,7 +110,7 @@ def run(config: Config, context: StageContext) -> None:
     rationales = read_rationales(context.inputs["rationalize"], rows)
     encode = _encoder(config, context.scratch)
     segmentation = segment_rationales(
-        rationales, lambda sentences: encode(sentences, "sentences"),
+        rationales, encode,
         segments_mean=config.segments_mean, max_depth=config.max_depth,
     )  # fmt: skip
     texts, anchors_S = anchors.number_anchors(segmentation.texts_S, shared=config.context == "alone")
@@ -157,14 +165,18 @@ def _backbone(context: StageContext) -> "Backbone":
 
 
 def _encoder(config: Config, scratch: Path) -> Encode:
-    """Vectors of texts; the shards of each name survive a kill."""
+    """Vectors of texts; finished shards survive a kill, and the stage where there is a cache."""
     load = functools.cache(
         lambda: load_text_encoder(
             config.text_model, batch_size=config.batch_size, max_tokens=config.max_tokens, field=_FIELD
         )
     )
-    return lambda texts, name: encode_texts(
-        texts, load, scratch=scratch / name, shard_size=_SHARD_SIZE, field=_FIELD
+    made_by = encoder_identity(
+        config.text_model, batch_size=config.batch_size, max_tokens=config.max_tokens, field=_FIELD
+    )
+    folder = config.cache or scratch / "texts"
+    return lambda texts: encode_texts(
+        texts, load, folder=folder, shard_size=_SHARD_SIZE, made_by=made_by, field=_FIELD
     )
 
 
@@ -183,7 +195,7 @@ def _encoder_source(
         batch_tokens=config.batch_tokens, max_users=config.projection_users, seed=context.seed,
     )  # fmt: skip
     learned = projection.fit_projection(
-        items.texts, lambda texts: encode(texts, "items"), states, max_items=config.projection_items, seed=context.seed,
+        items.texts, encode, states, max_items=config.projection_items, seed=context.seed,
     )  # fmt: skip
     source, place = projection.place_by_encoder(
         segmentation, anchors_S, projection=learned, mean_D=states.mean_D,

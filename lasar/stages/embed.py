@@ -124,7 +124,7 @@ def _text_part(
         lambda: load_text_encoder(
             config.text_model, batch_size=config.batch_size, max_tokens=config.max_tokens
         ),
-        scratch=scratch,
+        folder=scratch / "texts",
         shard_size=config.shard_size,
     )
     vectors = np.zeros((len(texts), encoded.shape[1]), dtype=np.float32)

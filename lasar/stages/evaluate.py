@@ -72,6 +72,8 @@ class Config(StageConfig):
     """Users ranked together."""
     device: str = "auto"
     """`auto`, `cpu`, or a torch device such as `cuda:0`."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of a generative model's matrix products on CPUs; fp32 is the reference, bf16 what a server may use."""
     exclude_seen: bool = False
     """Leave items of the history out of every list, the baselines' too; where nobody takes an item twice."""
     max_users: Annotated[int, pydantic.Field(ge=1)] | None = None
@@ -184,8 +186,8 @@ def _ranker(stage: str, config: Config, context: StageContext) -> "Rank":
 
     return open_ranker(
         context.inputs[stage], prepare=context.inputs["prepare"], quantize=context.inputs["quantize"],
-        device=config.device, k=config.k, beam_width=config.beam_width, exclude_seen=config.exclude_seen,
-        seed=context.seed,
+        device=config.device, precision=config.precision, k=config.k, beam_width=config.beam_width,
+        exclude_seen=config.exclude_seen, seed=context.seed,
     )  # fmt: skip
 
 
