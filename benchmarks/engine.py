@@ -4,8 +4,9 @@ Peers: `generate()` of transformers with `prefix_allowed_tokens_fn` (a dictionar
 it; and what a careful engineer writes instead: the prompt computed once, its cache repeated for every beam, a trie in
 arrays, three cached steps on all beams with the cache reordered by parent between them. Both leave padding on the left.
 All search the same catalogue, take no latent steps, and normalise over the children of a prefix as the model was
-trained to (`renormalize_logits` of `generate`). Further lines: what latent steps add to the fused path, at the depths
-the model chooses and at 8; and its arithmetic as a share of what matrix products of this machine reach in the same run.
+trained to (`renormalize_logits` of `generate`). Further lines: the fused path in bf16, whose lists are compared with fp32's
+(`overlap@10`, and the largest difference of a score); what latent steps add to the fused path, at the depths the model
+chooses and at 8; and its arithmetic as a share of what matrix products of this machine reach in the same run.
 
 Histories: as they are, and 200 tokens long (cut from the histories of several users in a row). `--preset` puts random
 weights on the same catalogue. Ways are interleaved; times are process CPU time, one thread, medians; `noise` is the
@@ -59,6 +60,7 @@ class Bench:
             ).eval()
         self.reasoner.backbone.requires_grad_(False)
         self.fused = Ranker(self.reasoner, codes_IL=self.codes_IL)
+        self.rounded = Ranker(self.reasoner, codes_IL=self.codes_IL, precision="bf16")
         self.generic = Ranker(self.reasoner, codes_IL=self.codes_IL, fused=False)
         self.tokens_IL = self.vocabulary.item_tokens(self.codes_IL)
         self.beam, self.runs = arguments.beam, arguments.runs
@@ -196,6 +198,7 @@ def _against_peers(bench: Bench, batch: int, length: int | None) -> list[dict[st
     histories = bench.histories(batch, length)
     ways = {
         "fused": bench.ranked(bench.fused, histories),
+        "bf16": bench.ranked(bench.rounded, histories),
         "generic": bench.ranked(bench.generic, histories),
         "careful": careful_peer(bench, histories),
         "generate": generate_peer(bench, histories),
@@ -222,6 +225,7 @@ def _against_peers(bench: Bench, batch: int, length: int | None) -> list[dict[st
         for name in names
     ]
     assert all(line["parity"] for line in lines), lines
+    lines += _in_bf16(bench, histories, seconds)
     flops = _flops(bench, histories)
     peak = 2 * 1024**3 / _median(seconds["gemm"])
     achieved = flops / _median(seconds["fused"])
@@ -236,6 +240,35 @@ def _against_peers(bench: Bench, batch: int, length: int | None) -> list[dict[st
         }
     )
     return lines
+
+
+def _in_bf16(
+    bench: Bench, histories: list[np.ndarray], seconds: dict[str, list[float]]
+) -> list[dict[str, object]]:
+    """Against fp32 and against `generate()`; parity: every top 10 shares at least eight items, on average nine."""
+    lists, scores = {}, {}
+    for name, ranker in (("fp32", bench.fused), ("bf16", bench.rounded)):
+        bench.ranked(ranker, histories)()
+        lists[name], scores[name] = bench.last.items_QK, bench.last.scores_QK
+    overlaps = [len({*a[:10]} & {*b[:10]}) for a, b in zip(lists["fp32"], lists["bf16"], strict=True)]
+    same = lists["fp32"] == lists["bf16"]
+    facts = {
+        "parity": min(overlaps) >= 8 and statistics.mean(overlaps) >= 9,
+        "overlap@10": round(statistics.mean(overlaps) / 10, 3),
+        "score_difference": round(float(np.abs(scores["fp32"] - scores["bf16"])[same].max(initial=0.0)), 4),
+    }
+    return [
+        {
+            "ratio": round(_median(seconds[peer]) / _median(seconds["bf16"]), 2),
+            "baseline": words,
+            "ours": "fused, bf16",
+        }
+        | facts
+        for peer, words in (
+            ("fused", "the fused path in fp32"),
+            ("generate", "transformers generate() in fp32"),
+        )
+    ]
 
 
 def _latents(bench: Bench, batch: int, length: int | None) -> dict[str, object]:

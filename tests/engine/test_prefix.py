@@ -1,5 +1,6 @@
 """The fused path against the generic tree: same lists, same scores, same states."""
 
+import copy
 import dataclasses
 
 import numpy as np
@@ -133,6 +134,47 @@ def test_small_catalogues_and_starved_filters(num_items, left):
         assert len(found) == min(50, len(expected))
         assert set(found) <= expected
         assert len(set(found)) == len(found)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("depth", [0, 2])
+def test_bf16_rounds_scores_and_nothing_else(name, depth):
+    # Weights as a trained model has them: those of MODELS are four times as large, and so are their roundings.
+    model = copy.deepcopy(reasoner(name))
+    with torch.no_grad():
+        for parameter in model.backbone.parameters():
+            if parameter.ndim == 2:
+                parameter.div_(4.0)
+    codes, rng = random_codes(100), np.random.default_rng(0)
+    histories = [rng.integers(100, size=n).astype(np.int32) for n in (0, 3, 7, 12)]
+    lists = []
+    for precision in ("fp32", "bf16"):
+        ranker = Ranker(model, codes_IL=codes, precision=precision)
+        ranked = ranker.rank(histories, histories, k=100, beam_width=125, depth=depth)
+        lists.append({
+            (row, item): score
+            for row, (items, scores) in enumerate(zip(ranked.items_QK.tolist(), ranked.scores_QK, strict=True))
+            for item, score in zip(items, scores, strict=True)
+        })  # fmt: skip
+    exact, rounded = lists
+    assert exact.keys() == rounded.keys()  # every item, for every request
+    errors = np.array([rounded[key] - exact[key] for key in exact])
+    assert 1e-5 < np.abs(errors).max() < 0.05
+    for row in range(len(histories)):
+        # Probabilities still sum to 1 over the catalogue.
+        assert sum(np.exp(s) for (r, _), s in rounded.items() if r == row) == pytest.approx(1, abs=1e-4)
+
+
+def test_another_catalogue_shares_what_was_arranged():
+    ranker = Ranker(reasoner(), codes_IL=random_codes(60))
+    history = [np.array([3, 1, 4], np.int32)]
+    ranker.rank(history, history, k=5, beam_width=10)
+    larger = ranker.with_codes(random_codes(100))
+    assert larger._fused is ranker._fused is not None
+    expected = Ranker(reasoner(), codes_IL=random_codes(100), fused=False)
+    assert_same(*(r.rank(history, history, k=5, beam_width=10) for r in (larger, expected)))
+    half = Ranker(reasoner(), codes_IL=random_codes(60), precision="bf16").with_codes(random_codes(100))
+    assert half.engine == "fused, bf16"
 
 
 def test_the_batches_above_mix_depths():
