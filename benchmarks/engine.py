@@ -4,8 +4,8 @@ Peers: `generate()` of transformers with `prefix_allowed_tokens_fn` (a dictionar
 it; and what a careful engineer writes instead: the prompt computed once, its cache repeated for every beam, a trie in
 arrays, three cached steps on all beams with the cache reordered by parent between them. Both leave padding on the left.
 All search the same catalogue, take no latent steps, and normalise over the children of a prefix as the model was
-trained to (`renormalize_logits` of `generate`). Further lines: the fused path in bf16, whose lists are compared with fp32's
-(`overlap@10`, and the largest difference of a score); what latent steps add to the fused path, at the depths the model
+trained to (`renormalize_logits` of `generate`). Further lines: the fused path in bf16, its lists compared with fp32
+(`overlap@10` and the largest difference of a score); what latent steps add to the fused path, at the depths the model
 chooses and at 8; and its arithmetic as a share of what matrix products of this machine reach in the same run.
 
 Histories: as they are, and 200 tokens long (cut from the histories of several users in a row). `--preset` puts random
