@@ -6,6 +6,7 @@ texts form a batch never depends on what an interrupted run had finished, so the
 A shard's file is named by what it was made from, model included, so any number of runs may share one folder of them.
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -141,6 +142,34 @@ def encode_texts(
         raise DataError(f"{field} gives NaN or infinity for the text {text[:80]!r}; use another model")
     row_of = {text: row for row, text in enumerate(ordered)}
     return np.asarray(vectors[[row_of[text] for text in texts]], dtype=np.float32)
+
+
+def sharded_encoder(
+    text_model: str,
+    *,
+    batch_size: int,
+    max_tokens: int,
+    folder: Path,
+    shard_size: int,
+    field: str = "embed.text_model",
+) -> Encode:
+    """An encoder that loads its model once it has to, and never encodes twice what is in `folder`.
+
+    Args:
+        text_model: see `load_text_encoder`, as `batch_size`, `max_tokens` and `field`.
+        batch_size: texts per forward pass.
+        max_tokens: longer texts are cut.
+        folder: of finished shards; any number of runs may share it.
+        shard_size: distinct texts per shard.
+        field: the config field that names the model.
+    """
+    load = functools.cache(
+        lambda: load_text_encoder(text_model, batch_size=batch_size, max_tokens=max_tokens, field=field)
+    )
+    made_by = encoder_identity(text_model, batch_size=batch_size, max_tokens=max_tokens, field=field)
+    return lambda texts: encode_texts(
+        texts, load, folder=folder, shard_size=shard_size, made_by=made_by, field=field
+    )
 
 
 def encoder_identity(text_model: str, *, batch_size: int, max_tokens: int, field: str) -> str:

@@ -4,7 +4,6 @@ Reads `prepare`, `quantize`, `rationalize` and `sft`; writes a vector for every 
 section 3). The backbone is frozen: the anchors are computed once.
 """
 
-import functools
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,13 +18,7 @@ from rich.console import Console
 from lasar.artifacts import StageContext, read_json, write_json
 from lasar.config import StageConfig
 from lasar.errors import ArtifactError, ConfigError
-from lasar.sid.text_encoder import (
-    DEFAULT_TEXT_MODEL,
-    encode_texts,
-    encoder_identity,
-    load_text_encoder,
-    local_model_folder,
-)
+from lasar.sid.text_encoder import DEFAULT_TEXT_MODEL, Encode, local_model_folder, sharded_encoder
 
 if TYPE_CHECKING:
     from lasar.cot.anchor_sources import Source
@@ -36,7 +29,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Encode = Callable[[list[str]], NDArray[np.float32]]
 Near = Callable[[int], list[int]]
 
 _FIELD = "anchor.text_model"
@@ -108,7 +100,10 @@ def run(config: Config, context: StageContext) -> None:
     items = ItemTable.load(context.inputs["prepare"])
     rows = training_rows(interactions)
     rationales = read_rationales(context.inputs["rationalize"], rows)
-    encode = _encoder(config, context.scratch)
+    encode = sharded_encoder(
+        config.text_model, batch_size=config.batch_size, max_tokens=config.max_tokens,
+        folder=config.cache or context.scratch / "texts", shard_size=_SHARD_SIZE, field=_FIELD,
+    )  # fmt: skip
     segmentation = segment_rationales(
         rationales, encode,
         segments_mean=config.segments_mean, max_depth=config.max_depth,
@@ -162,22 +157,6 @@ def _backbone(context: StageContext) -> "Backbone":
     folder = context.inputs["sft"]
     model = load_backbone(folder / "model", device=best_device())
     return Backbone(model=model, vocabulary=Vocabulary.load(folder / "vocabulary.json"))
-
-
-def _encoder(config: Config, scratch: Path) -> Encode:
-    """Vectors of texts; finished shards survive a kill, and the stage where there is a cache."""
-    load = functools.cache(
-        lambda: load_text_encoder(
-            config.text_model, batch_size=config.batch_size, max_tokens=config.max_tokens, field=_FIELD
-        )
-    )
-    made_by = encoder_identity(
-        config.text_model, batch_size=config.batch_size, max_tokens=config.max_tokens, field=_FIELD
-    )
-    folder = config.cache or scratch / "texts"
-    return lambda texts: encode_texts(
-        texts, load, folder=folder, shard_size=_SHARD_SIZE, made_by=made_by, field=_FIELD
-    )
 
 
 def _encoder_source(

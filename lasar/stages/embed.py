@@ -15,7 +15,7 @@ from rich.table import Table
 from lasar.artifacts import StageContext, read_json, write_json
 from lasar.config import StageConfig
 from lasar.errors import ConfigError, DataError
-from lasar.sid.text_encoder import DEFAULT_TEXT_MODEL, encode_texts, load_text_encoder, local_model_folder
+from lasar.sid.text_encoder import DEFAULT_TEXT_MODEL, local_model_folder, sharded_encoder
 
 EMBEDDINGS_FILE = "embeddings.safetensors"
 
@@ -119,14 +119,11 @@ def _text_part(
     has_text = np.array([bool(text) for text in texts], dtype=bool)
     if not has_text.any():
         raise DataError(f"{prepared / 'items.parquet'}: no item has text; set embed.kind=collaborative")
-    encoded = encode_texts(
-        [text for text in texts if text],
-        lambda: load_text_encoder(
-            config.text_model, batch_size=config.batch_size, max_tokens=config.max_tokens
-        ),
-        folder=scratch / "texts",
-        shard_size=config.shard_size,
-    )
+    encode = sharded_encoder(
+        config.text_model, batch_size=config.batch_size, max_tokens=config.max_tokens,
+        folder=scratch / "texts", shard_size=config.shard_size,
+    )  # fmt: skip
+    encoded = encode([text for text in texts if text])
     vectors = np.zeros((len(texts), encoded.shape[1]), dtype=np.float32)
     vectors[has_text] = encoded
     return vectors, has_text

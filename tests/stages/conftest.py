@@ -95,9 +95,10 @@ class FakeRecommender:
     fail_after: int | None = None
 
     @classmethod
-    def from_artifacts(cls, *, prepare, quantize, model, device):
+    def from_artifacts(cls, *, prepare, quantize, model, device, precision):
         """Check what the stage passes."""
-        assert (prepare.name, quantize.name, model.name, device) == ("prepare", "quantize", "sft", "auto")
+        assert (prepare.name, quantize.name, model.name) == ("prepare", "quantize", "sft")
+        assert (device, precision) == ("auto", "fp32")
         return cls()
 
     def rank(self, histories, baskets, *, k, beam_width, exclude_seen=False, depth="auto", seed=0):

@@ -16,6 +16,7 @@ from lasar.errors import ArtifactError, ConfigError, DataError
 from lasar.model.backbone import Backbone, build_preset, load_backbone, save_backbone
 from lasar.prompts.text_tokens import train_tokenizer
 from lasar.prompts.vocabulary import Vocabulary
+from lasar.sid import text_encoder
 from lasar.sid.catalog import SidCatalog
 from lasar.stages import anchor
 
@@ -76,7 +77,7 @@ def state(monkeypatch):
 
         return encode
 
-    monkeypatch.setattr(anchor, "load_text_encoder", load)
+    monkeypatch.setattr(text_encoder, "load_text_encoder", load)
     return counts
 
 

@@ -9,6 +9,7 @@ from safetensors.numpy import load_file
 from lasar.artifacts import StageContext
 from lasar.config import parse_section
 from lasar.errors import ConfigError, DataError
+from lasar.sid import text_encoder
 from lasar.stages import embed
 
 NUM_ITEMS = 12
@@ -62,7 +63,7 @@ def fake_encoder(monkeypatch):
     """Instead of a model; `calls_left` runs down to a kill."""
     state = {"calls_left": 99}
 
-    def load(text_model, *, batch_size, max_tokens):
+    def load(text_model, *, batch_size, max_tokens, field):
         def encode(texts):
             if state["calls_left"] == 0:
                 raise KeyboardInterrupt
@@ -71,7 +72,7 @@ def fake_encoder(monkeypatch):
 
         return encode
 
-    monkeypatch.setattr(embed, "load_text_encoder", load)
+    monkeypatch.setattr(text_encoder, "load_text_encoder", load)
     return state
 
 
