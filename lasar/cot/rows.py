@@ -50,6 +50,20 @@ def training_rows(interactions: Interactions) -> list[TrainingRow]:
     return rows
 
 
+def rewarded_rows(interactions: Interactions) -> list[TrainingRow]:
+    """The training rows that reinforcement learning asks about: those reserved for it, or all where none are."""
+    reserved, rows = reserved_baskets(interactions), training_rows(interactions)
+    return [row for row in rows if (row.user_index, row.basket) in reserved] if reserved else rows
+
+
+def reserved_baskets(interactions: Interactions) -> set[tuple[int, int]]:
+    """User and basket of the training rows that nothing else is trained to predict; see `Interactions.reserved`."""
+    reserved = interactions.reserved()
+    return set(
+        zip(interactions.user_index[reserved].tolist(), interactions.basket[reserved].tolist(), strict=True)
+    )
+
+
 def _assert_training_only(rows: list[TrainingRow], interactions: Interactions) -> None:
     """Compare with the split column, which the rows were not cut by: the targets are its training events.
 

@@ -80,6 +80,7 @@ class Interactions:
         num_items: number of items in the catalogue (some may have no event).
         split_kind: `leave_one_out`, `last_basket`, `temporal` or `given`.
         train_targets: `all` (every prefix of a training history is a sample) or `last` (one per user).
+        rl_share: share of users whose last training basket only reinforcement learning asks about.
     """
 
     user_index: Int32Array
@@ -90,6 +91,7 @@ class Interactions:
     num_items: int
     split_kind: str
     train_targets: str
+    rl_share: float = 0.0
 
     @classmethod
     def load(cls, folder: Path) -> "Interactions":
@@ -109,11 +111,35 @@ class Interactions:
             num_items=summary["num_items"],
             split_kind=summary["split"],
             train_targets=summary["train_targets"],
+            rl_share=summary.get("rl_share", 0.0),
         )
 
-    def train_sequences(self) -> list[TrainSequence]:
-        """Training events per user, for every user that has at least one."""
+    def reserved(self) -> NDArray[np.bool_]:
+        """Which events are kept for reinforcement learning, bool `[num_events]`.
+
+        The last training basket of `rl_share` of the users with at least two; the same ones whatever the seed.
+        """
+        trained = self.split == SPLIT_TRAIN
+        last_U, first_U = np.full(self.num_users, -1), np.full(self.num_users, np.iinfo(np.int32).max)
+        np.maximum.at(last_U, self.user_index[trained], self.basket[trained])
+        np.minimum.at(first_U, self.user_index[trained], self.basket[trained])
+        users = np.random.default_rng(0).permutation(np.flatnonzero(first_U < last_U))
+        chosen_U = np.zeros(self.num_users, dtype=bool)
+        chosen_U[users[: round(self.rl_share * len(users))]] = True
+        reserved: NDArray[np.bool_] = (
+            trained & chosen_U[self.user_index] & (self.basket == last_U[self.user_index])
+        )
+        return reserved
+
+    def train_sequences(self, *, reserved: bool = True) -> list[TrainSequence]:
+        """Training events per user, for every user that has at least one.
+
+        Args:
+            reserved: with those that are kept for reinforcement learning.
+        """
         kept = self.split == SPLIT_TRAIN
+        if not reserved:
+            kept &= ~self.reserved()
         users, items, baskets = self.user_index[kept], self.item_index[kept], self.basket[kept]
         return [
             TrainSequence(int(users[start]), items[start:end], baskets[start:end])

@@ -59,6 +59,18 @@ def template_fields(template: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(fields))
 
 
+def event_columns(columns: Sequence[str], *, template: Sequence[str], kept: Sequence[str]) -> list[str]:
+    """Columns of the events that describe items: the title, those to keep, those a template uses; where they exist.
+
+    Args:
+        columns: of the events.
+        template: of an item's text.
+        kept: text columns that the recipe names.
+    """
+    names = dict.fromkeys(["title", *kept, *template_fields(template)])
+    return [name for name in names if name in columns]
+
+
 def render(fields: Mapping[str, str], template: Sequence[str]) -> str:
     """Fill the template's parts and join them by ". "; a part with an empty field is left out.
 

@@ -107,7 +107,7 @@ def run(config: Config, context: StageContext) -> None:
     reasoner = _initial_reasoner(config, context, max_depth=store.max_depth)
     depth = reasoner.settings.fixed_depth
     ranker = Ranker(reasoner, codes_IL=catalog.codes_IL)
-    sequences = interactions.train_sequences()
+    sequences = interactions.train_sequences(reserved=False)
     valid = interactions.cases(SPLIT_VALID).subset(config.validation.users, context.seed)
 
     def batches(chosen: "list[TrainSequence]", epoch: int, split_orders: float) -> list[LatentBatch]:

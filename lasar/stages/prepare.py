@@ -21,7 +21,7 @@ from lasar.data.cleaning import clean_events, drop_repeats, most_frequent_texts,
 from lasar.data.download import hint_for
 from lasar.data.readers import read_dataset
 from lasar.data.tables import reading
-from lasar.data.text import item_texts, template_fields
+from lasar.data.text import event_columns, item_texts
 from lasar.errors import ConfigError, DataError
 
 
@@ -115,6 +115,8 @@ class Config(StageConfig):
     """Start of validation and of test for `temporal`: quantiles of all times, or ISO dates."""
     train_targets: Literal["all", "last"] = "all"
     """Whether every prefix of a training history is a sample, or one per user."""
+    rl_share: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.0
+    """Share of users whose last training order is kept for `rl` to ask about: `sft` and `latent_sft` never see it."""
     text: Text = field(default_factory=Text)
     """How an item's text is put together."""
 
@@ -131,6 +133,8 @@ def sources(config: Config) -> tuple[Path, ...]:
         ConfigError: no source is named.
         DataError: a file does not exist; the message says how to fetch a known data set.
     """
+    if config.rl_share and config.train_targets == "last":
+        raise ConfigError("prepare.rl_share: takes what train_targets=last trains on; set one of them back")
     if not config.source:
         raise ConfigError("prepare.source: name the file or folder with the events")
     paths = tuple(Path(path) for path in dict.fromkeys((config.source, config.items)) if path)
@@ -146,7 +150,8 @@ def run(config: Config, context: StageContext) -> None:
     raw_events, raw_items = read_dataset(
         config.reader, source, Path(config.items) if config.items else None, _reader_options(config)
     )
-    texts = [] if raw_items is not None else _event_texts(config, raw_events.collect_schema().names())
+    columns = [] if raw_items is not None else raw_events.collect_schema().names()
+    texts = event_columns(columns, template=config.text.template, kept=config.columns.texts)
     events, dropped = clean_events(
         raw_events, path=source, event_types=config.clean.event_types, above=config.clean.above,
         drop_matching=config.clean.drop_matching, uppercase_items=config.clean.uppercase_items, texts=texts,
@@ -158,12 +163,10 @@ def run(config: Config, context: StageContext) -> None:
     else:
         table, warnings["items_with_several_texts"] = most_frequent_texts(events, texts)
     if config.duplicates != "keep":
-        first_only = config.duplicates == "first_only"
-        events, dropped["repeats"] = drop_repeats(events, first_only=first_only)
+        events, dropped["repeats"] = drop_repeats(events, first_only=config.duplicates == "first_only")
 
-    cuts = None
-    if config.split == "temporal" and len(events) > 0:
-        cuts = splits.cut_times(events["timestamp"], config.cuts)
+    timed = config.split == "temporal" and len(events) > 0
+    cuts = splits.cut_times(events["timestamp"], config.cuts) if timed else None
     events, below_k = keep_core(events, config.k_core, count_before=cuts[0] if cuts else None)
     dropped |= below_k
     refuse_empty(events, dropped, path=source)
@@ -184,7 +187,8 @@ def run(config: Config, context: StageContext) -> None:
         context.output / "summary.json",
         {
             "dataset": config.dataset or source.name, "split": config.split,
-            "train_targets": config.train_targets, **sizes, "warnings": warnings, "dropped": dropped,
+            "train_targets": config.train_targets, **({"rl_share": config.rl_share} if config.rl_share else {}),
+            **sizes, "warnings": warnings, "dropped": dropped,
         },
     )  # fmt: skip
 
@@ -195,8 +199,8 @@ def show(folder: Path, console: Console) -> None:
     table = Table(
         "users", "items", "events", "train", "valid", "test", title=f"prepare: {summary['dataset']}"
     )
-    sizes = ("users", "items", "interactions", "train", "valid", "test")
-    table.add_row(*(f"{summary[f'num_{name}']:,}" for name in sizes))
+    names = ("users", "items", "interactions", "train", "valid", "test")
+    table.add_row(*(f"{summary[f'num_{name}']:,}" for name in names))
     console.print(table)
     console.print(f"split {summary['split']}, train_targets {summary['train_targets']}")
     for kind in ("dropped", "warnings"):
@@ -209,11 +213,5 @@ def _reader_options(config: Config) -> dict[str, Any]:
     """What the recipe gives, so that a reader can refuse what its format fixes."""
     columns = {role: name for role, name in dataclasses.asdict(config.columns).items() if name}
     texts = columns.pop("texts", ())
-    given = {"columns": columns, "texts": texts, **dataclasses.asdict(config.format)}
-    return {name: value for name, value in given.items() if value}
-
-
-def _event_texts(config: Config, columns: list[str]) -> list[str]:
-    """Text columns of the events that describe items."""
-    names = ["title", *config.columns.texts, *template_fields(config.text.template)]
-    return [name for name in dict.fromkeys(names) if name in columns]
+    given = {"columns": columns, "texts": texts, **dataclasses.asdict(config.format)}.items()
+    return {name: value for name, value in given if value}

@@ -66,7 +66,7 @@ def run(config: Config, context: StageContext) -> None:
     import torch
 
     from lasar.cot.anchors import AnchorStore
-    from lasar.cot.rows import training_rows
+    from lasar.cot.rows import rewarded_rows
     from lasar.data.interactions import SPLIT_VALID, Interactions
     from lasar.decoding.ranker import Ranker
     from lasar.model.backbone import best_device
@@ -94,7 +94,7 @@ def run(config: Config, context: StageContext) -> None:
     valid = interactions.cases(SPLIT_VALID).subset(config.guards.users, context.seed)
     exclude_seen = not interactions.has_repeats
     source = PromptSource(
-        training_rows(interactions), ranker.tokens_IL, vocabulary=ranker.vocabulary, steps=store.steps,
+        rewarded_rows(interactions), ranker.tokens_IL, vocabulary=ranker.vocabulary, steps=store.steps,
         seed=context.seed, device=device,
     )  # fmt: skip
     grpo, depth = config.grpo, config.depth

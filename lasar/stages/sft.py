@@ -108,7 +108,7 @@ def run(config: Config, context: StageContext) -> None:
     backbone = _initial_backbone(config, context, catalog, orders=orders, text_size=text_size)
     vocabulary = backbone.vocabulary
     tokens_IL = vocabulary.item_tokens(catalog.codes_IL)
-    sequences = interactions.train_sequences()
+    sequences = interactions.train_sequences(reserved=False)
     valid = interactions.cases(SPLIT_VALID).subset(config.validation.users, context.seed)
     move(backbone.model, best_device())
     ranker = Ranker(without_reasoning(backbone.model, vocabulary=vocabulary), codes_IL=catalog.codes_IL)

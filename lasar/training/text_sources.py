@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lasar.cot.rationale_reader import read_rationales
-from lasar.cot.rows import training_rows
+from lasar.cot.rows import reserved_baskets, training_rows
 from lasar.data.interactions import Interactions, ItemTable
 from lasar.model.presets import PRESETS
 from lasar.prompts.text_tasks import (
@@ -145,7 +145,7 @@ def text_sources(
         if source == "items":
             sources[source] = _item_rows(items.titles)
             continue
-        histories = training_rows(interactions)
+        histories, reserved = training_rows(interactions), reserved_baskets(interactions)
         texts = [""] * len(histories)
         if source == "rationales":
             assert rationalized is not None
@@ -154,6 +154,7 @@ def text_sources(
             TextRow(row.history, row.baskets, row.targets, text)
             for row, text in zip(histories, texts, strict=True)
             if (text if source == "rationales" else len(row.history))
+            and (row.user_index, row.basket) not in reserved
         ]
     return sources
 

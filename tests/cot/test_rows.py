@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lasar.cot import rows as rows_module
-from lasar.cot.rows import training_rows
+from lasar.cot.rows import reserved_baskets, rewarded_rows, training_rows
 from lasar.data.interactions import SPLIT_TRAIN, Interactions, TrainSequence
 
 
@@ -44,6 +44,21 @@ def test_one_row_per_user_and_training_basket():
 def test_last_keeps_the_last_training_basket_of_each_user():
     found = training_rows(interactions(EVENTS, train_targets="last"))
     assert [plain(row) for row in found] == [(0, 1, [7], [0], [8]), (1, 2, [1, 2, 3], [0, 0, 1], [1, 4])]
+
+
+def test_rewarded_rows_are_those_that_nothing_else_is_trained_on():
+    data = dataclasses.replace(interactions(EVENTS), rl_share=1.0)
+    assert [plain(row) for row in rewarded_rows(data)] == [
+        (0, 1, [7], [0], [8]),
+        (1, 2, [1, 2, 3], [0, 0, 1], [1, 4]),
+    ]
+    assert reserved_baskets(data) == {(0, 1), (1, 2)}
+    trained = {
+        (s.user_index, basket) for s in data.train_sequences(reserved=False) for basket in s.baskets.tolist()
+    }
+    assert trained == {(0, 0), (1, 0), (1, 1)}
+    whole = interactions(EVENTS)
+    assert [plain(row) for row in rewarded_rows(whole)] == [plain(row) for row in training_rows(whole)]
 
 
 def test_no_training_events_no_rows():

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import polars as pl
 import pytest
@@ -29,6 +31,40 @@ ROWS = [
     (1, 7, 0, 0),
     (2, 8, 0, 0), (2, 9, 1, 2),
 ]  # fmt: skip
+
+
+@given(
+    sizes=st.lists(st.lists(st.integers(1, 3), min_size=1, max_size=4), min_size=1, max_size=12),
+    share=st.floats(0, 1),
+)
+def test_what_is_reserved_is_the_last_training_basket_of_a_share_of_users(sizes, share):
+    rows = [
+        (user, item, basket, 0)
+        for user, baskets in enumerate(sizes)
+        for basket, size in enumerate(baskets)
+        for item in range(size)
+    ]
+    rows += [(user, 9, len(baskets), 1 + user % 2) for user, baskets in enumerate(sizes)]
+    data = make(sorted(rows))
+    reserved = dataclasses.replace(data, rl_share=share)
+    assert not data.reserved().any()
+    marked = reserved.reserved()
+    users = set(reserved.user_index[marked].tolist())
+    able = [user for user, baskets in enumerate(sizes) if len(baskets) > 1]
+    assert users <= set(able)
+    assert len(users) == round(share * len(able))
+    for user in users:
+        own = (reserved.user_index == user) & marked
+        assert set(reserved.basket[own].tolist()) == {len(sizes[user]) - 1}
+        assert own.sum() == sizes[user][-1]
+    left = reserved.train_sequences(reserved=False)
+    assert {s.user_index for s in left} == set(range(len(sizes)))
+    assert sum(len(s.items) for s in left) + marked.sum() == sum(map(sum, sizes))
+    for sequence in left:
+        expected = len(sizes[sequence.user_index]) - (sequence.user_index in users)
+        assert len(set(sequence.baskets.tolist())) == expected
+    whole = [(s.user_index, s.items.tolist()) for s in data.train_sequences()]
+    assert [(s.user_index, s.items.tolist()) for s in reserved.train_sequences()] == whole
 
 
 def test_train_sequences_hold_training_events_only():

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lasar.data.text import clean_text, item_texts, render, shorten, template_fields
+from lasar.data.text import clean_text, event_columns, item_texts, render, shorten, template_fields
 from lasar.errors import DataError
 
 
@@ -53,6 +53,13 @@ def test_parts_with_an_empty_field_are_left_out():
     assert render({"title": "Hi!", "brand": "O", "a": "x", "b": "y"}, template) == "Hi! by O. (x / y)"
     assert render({"title": "", "brand": "", "a": "", "b": ""}, template) == ""
     assert render({"title": "{brand}", "brand": "", "a": "", "b": ""}, template) == "{brand}"
+
+
+def test_columns_of_events_that_describe_items():
+    found = event_columns(
+        ["user", "brand", "title", "x"], template=["{brand} {title}", "{size}"], kept=["x", "y"]
+    )
+    assert found == ["title", "x", "brand"]
 
 
 def test_template_fields():

@@ -66,6 +66,14 @@ def test_histories_and_rationales_are_of_training_rows_only(inputs):
     ]
 
 
+def test_what_is_kept_for_reinforcement_learning_is_no_row(inputs):
+    summary = json.loads((inputs["prepare"] / "summary.json").read_text())
+    write_json(inputs["prepare"] / "summary.json", {**summary, "rl_share": 1.0})
+    text = load(inputs, "history_to_title", "history_to_rationale")
+    assert plain(text.sources["histories"]) == []
+    assert plain(text.sources["rationales"]) == [([], [], [4], "Starts with gloves.")]
+
+
 def test_one_target_per_user_keeps_the_last_row_only(inputs):
     summary = json.loads((inputs["prepare"] / "summary.json").read_text())
     write_json(inputs["prepare"] / "summary.json", {**summary, "train_targets": "last"})
