@@ -3,12 +3,14 @@
 The linear layers, where nearly all arithmetic is, run over the n tokens that a step really has, of whatever request,
 in one product each. Only attention arranges them by request. Keys and values of a request's chain (prompt, latents)
 lie where their position says, in buffers that are written once and never moved; keys of beams are kept in lists, one
-for each generation, and looked up by ancestry.
+for each generation, and looked up by ancestry. Attention over whole chains goes by groups of requests whose chains are
+of like lengths, so that a long history in a batch costs the short ones nothing.
 
 Legend: B batch, n tokens, D hidden, H query heads, K key heads (H = K * G), F head size, C places of a chain's buffer,
 S places that are looked at, Q tokens of a request at most.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +21,8 @@ from torch.nn.functional import scaled_dot_product_attention, silu
 from lasar.engine.weights import FusedLayer, FusedWeights, plus_times
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+
+_SHORT = 16  # tokens that are not worth a group of their own
 
 
 @dataclass(kw_only=True)
@@ -81,6 +85,48 @@ class Arrangement:
         return x if self._number_of_place is None else x[self._place_of_number]
 
 
+def groups_of_like_length(lengths_B: Tensor) -> list[slice]:
+    """Neighbouring requests whose chains are alike: none longer than twice the shortest, or than a few tokens."""
+    groups, start, shortest, longest = [], 0, math.inf, 0
+    for row, length in enumerate(lengths_B.tolist()):
+        shortest, longest = min(shortest, length), max(longest, length)
+        if longest > max(_SHORT, 2 * shortest):
+            groups.append(slice(start, row))
+            start, shortest, longest = row, length, length
+    return [*groups, slice(start, len(lengths_B))]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptGroup:
+    """Prompts of like lengths among a batch's, as a rectangle.
+
+    Attributes:
+        rows: which requests.
+        tokens: which loose tokens.
+        length: of the longest.
+        places: of the tokens in the rectangle; None where it is full.
+    """
+
+    rows: slice
+    tokens: slice
+    length: int
+    places: Tensor | None
+
+
+def group_prompts(lengths_B: Tensor) -> list[PromptGroup]:
+    """Prompts whose tokens lie one after another, grouped by length."""
+    ends = [0, *lengths_B.cumsum(0).tolist()]
+    groups = []
+    for rows in groups_of_like_length(lengths_B):
+        lengths = lengths_B[rows]
+        length = int(lengths.max())
+        present = torch.arange(length, device=lengths.device) < lengths[:, None]
+        places = None if bool(present.all()) else present.flatten().nonzero()[:, 0]
+        tokens = slice(ends[rows.start], ends[rows.stop])
+        groups.append(PromptGroup(rows=rows, tokens=tokens, length=length, places=places))
+    return groups
+
+
 def run_layers(
     weights: FusedWeights,
     x_nD: Tensor,
@@ -131,25 +177,25 @@ def finish_layer(weights: FusedWeights, layer: FusedLayer, x_nD: Tensor, attende
 
 
 def attend_causally(
-    chains: Chains, layer: int, queries_nHF: Tensor, *, places_n: Tensor, length: int
+    chains: Chains, layer: int, queries_nHF: Tensor, *, groups: Sequence[PromptGroup]
 ) -> Tensor:
-    """Attention of whole prompts, padded on the right, to themselves; keys are already in their place."""
-    batch, key_heads, _, head_size = chains.keys[layer].shape
-    num, heads, _ = queries_nHF.shape
-    if num == batch * length:
-        queries = queries_nHF
-    else:
-        queries = queries_nHF.new_zeros(batch * length, heads, head_size).index_copy_(
-            0, places_n, queries_nHF
-        )
-    attended = scaled_dot_product_attention(
-        queries.view(batch, length, heads, head_size).transpose(1, 2),
-        chains.keys[layer][:, :, :length],
-        chains.values[layer][:, :, :length],
-        is_causal=True, scale=1.0, enable_gqa=heads != key_heads,
-    )  # fmt: skip
-    flat = attended.transpose(1, 2).reshape(batch * length, heads * head_size)
-    return flat if num == batch * length else flat[places_n]
+    """Attention of whole prompts to themselves; keys are already in their place."""
+    key_heads, head_size = chains.keys[layer].shape[1], chains.keys[layer].shape[3]
+    heads, attended = queries_nHF.shape[1], []
+    for group in groups:
+        queries, batch, length = queries_nHF[group.tokens], group.rows.stop - group.rows.start, group.length
+        if group.places is not None:
+            padded = queries.new_zeros(batch * length, heads, head_size)
+            queries = padded.index_copy_(0, group.places, queries)
+        found = scaled_dot_product_attention(
+            queries.view(batch, length, heads, head_size).transpose(1, 2),
+            chains.keys[layer][group.rows, :, :length],
+            chains.values[layer][group.rows, :, :length],
+            is_causal=True, scale=1.0, enable_gqa=heads != key_heads,
+        )  # fmt: skip
+        flat = found.transpose(1, 2).reshape(batch * length, heads * head_size)
+        attended.append(flat if group.places is None else flat[group.places])
+    return attended[0] if len(attended) == 1 else torch.cat(attended)
 
 
 def attend_along(
@@ -180,7 +226,7 @@ def attend_across(
     queries_nHF: Tensor,
     *,
     arrangement: Arrangement,
-    mask_BS: Tensor,
+    masks: Sequence[tuple[slice, Tensor]],
     own: Sequence[tuple[Tensor, Tensor]],
 ) -> Tensor:
     """Attention of beams to the chains of their requests and to ancestors of their own.
@@ -192,17 +238,33 @@ def attend_across(
         layer: which layer's.
         queries_nHF: queries.
         arrangement: of the tokens.
-        mask_BS: added to the scores of the chain's first S places.
+        masks: for each group of requests, what is added to the scores of their chains' first S places, [rows, S].
         own: keys and values of the ancestors and of the token itself, a generation each, spread to [B, Q, K, F].
     """
-    batch, key_heads, _, head_size = chains.keys[layer].shape
-    width, places = arrangement.width, mask_BS.shape[-1]
-    spread = arrangement.spread(queries_nHF).view(batch, width, key_heads, -1, head_size)
-    queries = spread.permute(0, 2, 3, 1, 4).contiguous()  # [B, K, G, Q, F]
-    group = queries.shape[2]
-    rows = (batch * key_heads, group * width)
-    keys = chains.keys[layer][:, :, :places].flatten(0, 1)
-    values = chains.values[layer][:, :, :places].flatten(0, 1)
+    _, key_heads, _, head_size = chains.keys[layer].shape
+    spread = arrangement.spread(queries_nHF)
+    spread = spread.view(arrangement.batch, arrangement.width, key_heads, -1, head_size)
+    attended = []
+    for rows, mask_BS in masks:
+        places = mask_BS.shape[1]
+        attended.append(
+            _attend_beams(
+                spread[rows].permute(0, 2, 3, 1, 4).contiguous(),
+                chains.keys[layer][rows, :, :places].flatten(0, 1),
+                chains.values[layer][rows, :, :places].flatten(0, 1),
+                mask_BS,
+                [(keys[rows], values[rows]) for keys, values in own],
+            )
+        )
+    return arrangement.collect(attended[0] if len(attended) == 1 else torch.cat(attended))
+
+
+def _attend_beams(
+    queries: Tensor, keys: Tensor, values: Tensor, mask_BS: Tensor, own: Sequence[tuple[Tensor, Tensor]]
+) -> Tensor:
+    """One group of `attend_across`: queries [B, K, G, Q, F], keys and values [B * K, S, F], to [B, Q, K * G * F]."""
+    batch, key_heads, group, width, head_size = queries.shape
+    places, rows = mask_BS.shape[1], (batch * key_heads, group * width)
     mask = mask_BS[:, None].expand(-1, key_heads, -1).reshape(-1, 1, places)
     scores = torch.baddbmm(mask, queries.view(*rows, head_size), keys.transpose(1, 2))
     beside = [(queries * _across_groups(keys_own)).sum(-1) for keys_own, _ in own]
@@ -212,7 +274,7 @@ def attend_across(
     for number, (_, values_own) in enumerate(own):
         share = weights[..., places + number].view(queries.shape[:-1])[..., None]
         attended.addcmul_(share, _across_groups(values_own))
-    return arrangement.collect(attended.permute(0, 3, 1, 2, 4).reshape(batch, width, -1))
+    return attended.permute(0, 3, 1, 2, 4).reshape(batch, width, -1)
 
 
 def _across_groups(x_BQKF: Tensor) -> Tensor:

@@ -22,6 +22,8 @@ from lasar.engine.forward import (
     attend_along,
     attend_causally,
     finish_layer,
+    group_prompts,
+    groups_of_like_length,
     run_layers,
     split_heads,
 )
@@ -168,22 +170,19 @@ class FusedPrefix(Prefix):
     def _beams(self, ids_n: Tensor, position_BQ: Tensor, arrangement: Arrangement) -> Tensor:
         newest, older = self.generations[-1], self.generations[:-1]
         ancestors = [numbers[arrangement.places_n] for numbers in self.ancestors]
-        num_places = int(self.ends_B.max())
-        place_S = torch.arange(num_places, device=ids_n.device)
-        mask_BS = torch.zeros(len(self.ends_B), num_places, device=ids_n.device)
-        mask_BS.masked_fill_(place_S >= self.ends_B[:, None], -torch.inf)
+        masks = [(rows, padding_mask(self.ends_B[rows])) for rows in groups_of_like_length(self.ends_B)]
 
         def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             newest.keys.append(keys)
             newest.values.append(values)
             own = [(g.keys[layer][n], g.values[layer][n]) for g, n in zip(older, ancestors, strict=True)]
             return attend_across(
-                self.chains, layer, queries, arrangement=arrangement, mask_BS=mask_BS,
+                self.chains, layer, queries, arrangement=arrangement, masks=masks,
                 own=[(arrangement.spread(k), arrangement.spread(v)) for k, v in (*own, (keys, values))],
             )  # fmt: skip
 
         positions_n = position_BQ.flatten()[arrangement.places_n]
-        rotation = self.weights.rotations(positions_n, num_places + len(self.generations))
+        rotation = self.weights.rotations(positions_n, int(self.ends_B.max()) + len(self.generations))
         hidden_nD = run_layers(self.weights, *self.weights.embed(ids_n), rotation=rotation, attend=attend)
         return self.weights.final_norm(hidden_nD)
 
@@ -227,9 +226,11 @@ def encode(
         values=[torch.zeros(size, device=device) for _ in weights.layers],
     )
 
+    groups = group_prompts(lengths_B)
+
     def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         chains.write(layer, keys, values, at=at)
-        return attend_causally(chains, layer, queries, places_n=places_n, length=length)
+        return attend_causally(chains, layer, queries, groups=groups)
 
     x_nD, mixed_n = weights.embed(ids_BT.flatten()[places_n])
     rotation = weights.rotations(at[1], length)
@@ -267,6 +268,13 @@ def _last_layer(
     mask_BQS = causal_mask(arrangement, lengths_B - 1, int(lengths_B.max()))
     attended = attend_along(chains, number, queries, arrangement=arrangement, mask_BQS=mask_BQS)
     return weights.final_norm(finish_layer(weights, layer, x_BD, attended))
+
+
+def padding_mask(lengths_B: Tensor) -> Tensor:
+    """What is to be added to the scores of chains of these lengths, [B, S]."""
+    place_S = torch.arange(int(lengths_B.max()), device=lengths_B.device)
+    hidden_BS = place_S >= lengths_B[:, None]
+    return torch.zeros(hidden_BS.shape, device=lengths_B.device).masked_fill_(hidden_BS, -torch.inf)
 
 
 def causal_mask(arrangement: Arrangement, positions_n: Tensor, num_places: int) -> Tensor:
