@@ -29,7 +29,6 @@ from lasar.evaluation.study_table import (
 )
 
 AGAINST = "against"
-_SIGNIFICANT = 0.05
 
 # What must agree for two evaluations to answer the same question, and where a recipe says it.
 _CONDITIONS: Mapping[str, str] = {
@@ -227,7 +226,7 @@ def compare(
                 second=over_seeds([float(b.values[name].mean()) for _, b in pairs]),
                 difference=found,
                 percent=_percent(pairs, name, samples=samples),
-                verdict=found.verdict if found.p_holm < _SIGNIFICANT else "tie",
+                verdict=found.verdict,
             )
             for name, found in zip(names, differences, strict=True)
         },

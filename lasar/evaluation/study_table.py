@@ -85,7 +85,7 @@ class Difference(StageConfig):
     num_users: int
     """Different users compared."""
     verdict: Literal["higher", "lower", "tie"]
-    """`tie` where the interval contains 0 or the difference is smaller than `seed_sd`."""
+    """`tie` where the interval contains 0, the difference is smaller than `seed_sd`, or `p_holm` is 0.05 or more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,9 +237,12 @@ def compare_arms(
 
 
 def corrected(differences: Sequence[Difference]) -> list[Difference]:
-    """The differences with `p_holm` by Holm's method over all of them."""
+    """The differences with `p_holm` by Holm's method over all of them, and verdicts that heed it."""
     adjusted = holm([difference.p_value for difference in differences])
-    return [replace(found, p_holm=float(p)) for found, p in zip(differences, adjusted, strict=True)]
+    return [
+        replace(found, p_holm=float(p), verdict=found.verdict if p < 1 - _LEVEL else "tie")
+        for found, p in zip(differences, adjusted, strict=True)
+    ]
 
 
 def build_rows(

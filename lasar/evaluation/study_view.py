@@ -10,7 +10,8 @@ from lasar.evaluation.study_table import METRICS, Quantity, StudyResult, StudyRo
 _NOTE = (
     "Plus-minus and sd: standard deviation over seeds. A difference is over the same seeds and users; brackets are "
     "its 95 % interval over users and training runs (over users alone where there is one seed), p is corrected by "
-    "Holm's method over the table. *tie*: the interval contains 0, or the difference is below its sd over seeds."
+    "Holm's method over the table. *tie*: the interval contains 0, p is 0.05 or more, or the difference is below its "
+    "sd over seeds."
 )
 
 

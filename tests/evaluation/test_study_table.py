@@ -1,5 +1,7 @@
 """A study's statistic: right against theory, honest on planted nulls, and able to find planted effects."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -14,6 +16,7 @@ from lasar.evaluation.study_table import (
     StudyResult,
     build_rows,
     compare_arms,
+    corrected,
     read_studies,
     seeded_difference,
     write_study,
@@ -132,6 +135,15 @@ def cell(arm, seed, level, *, users=range(40), **more):
     return Cell(arm=arm, seed=seed, users_U=users, values=values, **more)
 
 
+def test_a_verdict_heeds_the_correction():
+    found = seeded_difference({0: (np.arange(40), np.repeat([0.0, 1.0], [32, 8]))}, samples=500)
+    assert found.verdict == "higher"
+    weak = dataclasses.replace(found, p_value=0.02)
+    alone, among = corrected([weak])[0], corrected([weak] * 3)[0]
+    assert (alone.verdict, alone.p_holm) == ("higher", pytest.approx(0.02))
+    assert (among.verdict, among.p_holm) == ("tie", pytest.approx(0.06))
+
+
 def test_arms_are_compared_on_common_seeds_and_users_and_corrected_over_the_table():
     cells = [
         cell("ours", 0, 10), cell("ours", 1, 12), cell("plain", 1, 8, users=range(5, 40)),
@@ -143,7 +155,6 @@ def test_arms_are_compared_on_common_seeds_and_users_and_corrected_over_the_tabl
     assert found["plain"]["hr@10"].num_users == 35
     assert found["plain"]["hr@10"].difference == pytest.approx(3 / 35 - 7 / 35)
     assert found["other"]["ndcg@10"].difference == pytest.approx((20 / 80 + 21 / 80) / 2)
-    assert found["other"]["hr@10"].verdict == "higher"
     every = [difference for by_metric in found.values() for difference in by_metric.values()]
     assert [d.p_holm for d in every] == pytest.approx(holm([d.p_value for d in every]))
     with pytest.raises(DataError, match="different users"):
