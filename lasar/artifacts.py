@@ -92,6 +92,8 @@ def run_stage(name: str, module: StageModule, recipe: Recipe) -> bool:
         fingerprint = stage_fingerprint(name, config, seed=recipe.seed, inputs=inputs, sources=sources)
         if is_up_to_date(run_dir / name, fingerprint):
             return False
+        for folder in inputs.values():
+            refuse_damaged(folder)
         scratch = _scratch(run_dir, name, fingerprint)
         _remove_hidden(run_dir, name, keep=scratch)
         scratch.mkdir(exist_ok=True)
@@ -199,13 +201,27 @@ def content_hash(folder: Path) -> str:
     """Hash of an artifact's content, from its manifest: equal bytes, equal hash, whenever they were made.
 
     Raises:
-        ArtifactError: the artifact is missing or damaged.
+        ArtifactError: the manifest or a file is missing; `refuse_damaged` also reads the files.
     """
     outputs = read_manifest(folder)["outputs"]
     missing = [file for file in outputs if not (folder / file).is_file()]
     if missing:
         raise ArtifactError(f"{folder / missing[0]}: missing; run the stage {folder.name!r} again")
     return hashlib.sha256(json.dumps(outputs, sort_keys=True).encode()).hexdigest()
+
+
+def refuse_damaged(folder: Path) -> None:
+    """Compare every file of an artifact with its manifest.
+
+    Raises:
+        ArtifactError: a file is missing, or is not the one that was written.
+    """
+    for file, digest in read_manifest(folder)["outputs"].items():
+        path = folder / file
+        if not path.is_file() or file_sha256(path) != digest:
+            raise ArtifactError(
+                f"{path}: not the file that the stage {folder.name!r} wrote; run the stage {folder.name!r} again"
+            )
 
 
 def read_json(path: Path) -> Any:

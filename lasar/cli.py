@@ -24,17 +24,14 @@ from lasar.stages import BASELINES, STAGES
 
 app = typer.Typer(
     help="LASAR: generative recommendation with latent adaptive reasoning.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    add_completion=False,
-)
+    no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False,
+)  # fmt: skip
 data_app = typer.Typer(help="Public data sets and models.", no_args_is_help=True)
 results_app = typer.Typer(help="The results file and the document made from it.", no_args_is_help=True)
-app.add_typer(data_app, name="data")
-app.add_typer(results_app, name="results")
 baseline_app = typer.Typer(help="Systems to compare with, each a stage of its own.", no_args_is_help=True)
-app.add_typer(baseline_app, name="baseline")
-
+for _group, _name in ((data_app, "data"), (results_app, "results"), (baseline_app, "baseline")):
+    app.add_typer(_group, name=_name)
+_INTERRUPTED = 130
 _SECTIONS = {name: module.Config for name, module in STAGES.items()}
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML file of the experiment.")]
 Overrides = Annotated[
@@ -63,11 +60,12 @@ def main() -> None:
         _say_error(str(error))
         sys.exit(2)
     except (KeyboardInterrupt, typer.Abort):
+        code = _INTERRUPTED
+    if code == _INTERRUPTED:  # which is also what typer makes of an interrupt
         print(
-            "interrupted; nothing is lost: the same command continues from the last checkpoint",
+            "interrupted; the same command goes on from what was saved (training: every 30 s)",
             file=sys.stderr,
         )
-        sys.exit(130)
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -192,11 +190,11 @@ def recommend(
         list[str] | None, typer.Option(help="Item id, oldest first; repeat. 'A,B' is one order.")
     ] = None,
     user: Annotated[str | None, typer.Option(help="A user of the event log, instead of a history.")] = None,
-    k: Annotated[int, typer.Option(help="How many items.")] = 10,
+    k: Annotated[int, typer.Option(help="How many items.", min=1)] = 10,
     exclude: Annotated[list[str] | None, typer.Option(help="Item id never to recommend; repeat.")] = None,
     allow: Annotated[list[str] | None, typer.Option(help="Recommend only these item ids; repeat.")] = None,
     exclude_seen: Annotated[bool, typer.Option(help="Never recommend an item of the history.")] = False,
-    beam_width: Annotated[int, typer.Option(help="Beams of the search.")] = 50,
+    beam_width: Annotated[int, typer.Option(help="Beams of the search.", min=1)] = 50,
     depth: Annotated[
         str, typer.Option(help="Latent steps before answering: auto, sampled, or a number.")
     ] = "auto",
@@ -232,9 +230,10 @@ def explain(
     """Print what the model thought: each latent step in words, the depths, what one step more or less changes."""
     from lasar.cot.anchors import AnchorStore
     from lasar.cot.explain import explain as explain_history
-    from lasar.recommender import Recommender
+    from lasar.recommender import Recommender, last_trained, refuse_mismatch
 
     recommender = Recommender.load(run)
+    refuse_mismatch(run / last_trained(run), run / "anchor")
     orders = _orders(recommender, history, user)
     found = explain_history(
         recommender, AnchorStore.load(run / "anchor"), orders, k=k, exclude_seen=exclude_seen

@@ -36,6 +36,9 @@ def print_history(recommender: "Recommender", orders: Sequence[Sequence[str]], c
 
 def print_recommendations(found: "Sequence[Recommendation]", console: Console) -> None:
     """A ranked list with titles and scores."""
+    if not found:
+        console.print("no item is left to recommend: exclude fewer, or allow more")
+        return
     table = Table(title="recommended next", title_justify="left")
     for column in ("", "item", "title", "score"):
         table.add_column(column)

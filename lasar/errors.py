@@ -6,6 +6,7 @@ LasarError
 +-- ArtifactError      an artifact folder is missing, damaged, busy or from another format version
 +-- MissingExtraError  an optional dependency is not installed
 +-- UnknownItemError   an item or a user is not in the catalogue
++-- TrainingError      training broke down: its numbers left the range of numbers
 
 A message names the file, the value and the fix. The command line prints it as one line and exits with
 status 2; a traceback is always a defect of ours.
@@ -39,6 +40,10 @@ class MissingExtraError(LasarError):
 
 class UnknownItemError(LasarError):
     """An item id or a user id is not known to the catalogue."""
+
+
+class TrainingError(LasarError):
+    """Training broke down; the message says which value to change."""
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

@@ -84,10 +84,7 @@ class Recommender:
             raise ArtifactError(
                 f"{run}: no such run folder; run a recipe first, for example: lasar run recipes/demo.yaml"
             )
-        trained = [stage for stage in POLICY_STAGES if (run / stage / "vocabulary.json").is_file()]
-        if model is None and not trained:
-            raise ArtifactError(f"{run}: no trained model; run the stage {POLICY_STAGES[0]!r} first")
-        stage = model or trained[-1]
+        stage = model or last_trained(run)
         return cls.from_artifacts(
             prepare=run / "prepare", quantize=run / "quantize", model=run / stage, device=device,
             precision=precision,
@@ -110,7 +107,7 @@ class Recommender:
             ConfigError: the device does not exist.
         """
         catalog = SidCatalog.load(quantize)
-        _refuse_mismatch(model, quantize)
+        refuse_mismatch(model, quantize)
         reasoner = load_reasoner(model, device=_device(device)).requires_grad_(
             False
         )  # frozen: see decision 0004
@@ -284,12 +281,29 @@ def _device(name: str) -> torch.device:
         raise ConfigError(f"device {name!r}: not a PyTorch device; use 'auto', 'cpu' or 'cuda'") from None
 
 
-def _refuse_mismatch(model: Path, quantize: Path) -> None:
+def last_trained(run: Path) -> str:
+    """The training stage that `Recommender.load` takes when it is told none.
+
+    Raises:
+        ArtifactError: the run has no trained model.
+    """
+    trained = [stage for stage in POLICY_STAGES if (run / stage / "vocabulary.json").is_file()]
+    if not trained:
+        raise ArtifactError(f"{run}: no trained model; run the stage {POLICY_STAGES[0]!r} first")
+    return trained[-1]
+
+
+def refuse_mismatch(model: Path, artifact: Path) -> None:
+    """Refuse an artifact that a model was not trained with; nothing is known where the model has no manifest.
+
+    Raises:
+        ArtifactError: they do not belong together, or the artifact is missing or damaged.
+    """
     manifest = model / "manifest.json"
     if not manifest.is_file():
         return
-    trained_on = read_json(manifest)["inputs"].get("quantize")
-    if trained_on != content_hash(quantize):
+    trained_on = read_json(manifest)["inputs"].get(artifact.name)
+    if trained_on is not None and trained_on != content_hash(artifact):
         raise ArtifactError(
-            f"{model}: trained on other semantic IDs than {quantize} holds; run the stage {model.name!r} again"
+            f"{model}: trained with another {artifact.name!r} than {artifact} holds; run the stage {model.name!r} again"
         )

@@ -266,6 +266,15 @@ def test_missing_file_of_upstream_is_named(shop: Shop) -> None:
         run_stage("embed", shop.embed, _recipe(shop.run_dir, {"embed": Config()}))
 
 
+def test_changed_file_of_upstream_is_named_and_nothing_is_made_from_it(shop: Shop) -> None:
+    shop.run()
+    (shop.run_dir / "prepare" / "out.txt").write_text("bent")
+    with pytest.raises(
+        ArtifactError, match=r"prepare/out\.txt: not the file that the stage 'prepare' wrote; run"
+    ):
+        run_stage("embed", shop.embed, _recipe(shop.run_dir, {"embed": Config(text="y")}))
+
+
 def test_run_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ArtifactError, match=r"cannot be written: .*; set run_dir=PATH"):

@@ -32,7 +32,7 @@ STUDY = {
     "reference": "none",
     "model": "latent_sft",
     "arms": {"none": {"latent_sft.loop.depth": 0}, "one": {"latent_sft.loop.depth": 1}},
-    "also_report": {"valid nats": "latent_sft/metrics.json:end.nll"},
+    "also_report": {"valid nats": "latent_sft/metrics.json:end.nll", "loss": "latent_sft/curve.jsonl:loss"},
 }
 BASE = {
     "prepare": {"dataset": "mini", "split": "last_basket"},
@@ -202,6 +202,9 @@ def test_the_table_is_what_was_measured(finished, shop):
             nll = json.loads((folder / "latent_sft" / "metrics.json").read_text())["end"]["nll"]
             row = none if arm == "none" else one
             assert row.reported["valid nats"].by_seed[seed - 3] == nll
+            curve = (folder / "latent_sft" / "curve.jsonl").read_text().splitlines()
+            losses = [json.loads(line)["loss"] for line in curve][-10:]
+            assert row.reported["loss"].by_seed[seed - 3] == pytest.approx(sum(losses) / len(losses))
     for row in result.rows:
         assert row.metrics["ndcg@10"].by_seed == pytest.approx([values[row.arm, seed] for seed in (3, 4)])
     assert (one.depth.mean, none.depth.mean, sft.depth) == (1.0, 0.0, None)

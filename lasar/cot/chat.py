@@ -132,7 +132,8 @@ class Chat:
             self._reserved_tokens -= size
             self._settled.set()
         if isinstance(answer, Answer):
-            self._used_tokens += answer.prompt_tokens + answer.completion_tokens
+            # A server that counts nothing is taken at the most it can have used, or the budget would bind nobody.
+            self._used_tokens += answer.prompt_tokens + answer.completion_tokens or size
             self._failures_in_a_row, self._answered, self._reached = 0, True, True
             return answer
         self._failures_in_a_row += 1

@@ -7,11 +7,13 @@ Legend: B batch, N depths 1 ... N_max, D hidden.
 """
 
 import contextlib
+import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
+import pydantic
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -251,9 +253,7 @@ def load_reasoner(folder: Path, *, device: torch.device | str = "cpu") -> Latent
     vocabulary = Vocabulary.load(folder / "vocabulary.json")
     if not (folder / _SETTINGS).is_file():
         return without_reasoning(backbone, vocabulary=vocabulary).eval()
-    reasoner = LatentReasoner(
-        backbone, vocabulary=vocabulary, settings=ReasoningSettings(**read_json(folder / _SETTINGS))
-    )
+    reasoner = LatentReasoner(backbone, vocabulary=vocabulary, settings=_settings(folder / _SETTINGS))
     assert reasoner.policy_head is not None
     with _named(folder / _HEAD):
         reasoner.policy_head.load_state_dict(load_file(folder / _HEAD))
@@ -263,10 +263,18 @@ def load_reasoner(folder: Path, *, device: torch.device | str = "cpu") -> Latent
     return reasoner.eval()
 
 
+def _settings(path: Path) -> ReasoningSettings:
+    facts = read_json(path)
+    with _named(path):
+        if not isinstance(facts, dict) or facts.keys() != {field.name for field in fields(ReasoningSettings)}:
+            raise KeyError("not the settings of a latent loop")
+        return pydantic.TypeAdapter(ReasoningSettings).validate_json(json.dumps(facts), strict=True)
+
+
 @contextlib.contextmanager
 def _named(path: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, RuntimeError, KeyError, SafetensorError) as error:
+    except (OSError, RuntimeError, KeyError, pydantic.ValidationError, SafetensorError) as error:
         reason_given = str(error).strip().partition("\n")[0]
         raise ArtifactError(f"{path}: damaged ({reason_given}); run the training stage again") from None

@@ -4,6 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+_NEAR = 0.1  # latent steps by which a mean may be off what was wanted
+_FEWEST = 3  # steps that say anything
+
 
 @dataclass(frozen=True, kw_only=True)
 class Bounds:
@@ -12,7 +15,7 @@ class Bounds:
     Attributes:
         max_kl: KL to the reference, nats per item.
         min_entropy: entropy of the first code, as a share of what it was at the start.
-        window: steps that are averaged, because single ones are noisy.
+        window: steps that are averaged, because single ones are noisy; from the third step on as many as there are.
     """
 
     max_kl: float
@@ -28,7 +31,7 @@ def broken_bound(records: Sequence[Mapping[str, Any]], bounds: Bounds) -> str | 
         bounds: to stay in.
     """
     latest = records[-bounds.window :]
-    if len(latest) < bounds.window:
+    if len(latest) < min(_FEWEST, bounds.window):
         return None
     step = latest[-1]["step"]
     kl = sum(record["kl"] for record in latest) / len(latest)
@@ -49,11 +52,19 @@ def broken_bound(records: Sequence[Mapping[str, Any]], bounds: Bounds) -> str | 
     return None
 
 
-def verdict(*, improved: bool, start: Mapping[str, float], end: Mapping[str, float]) -> str:
-    """One plain sentence on what RL did to validation N@10 and to depth."""
-    if not improved:
-        return "RL did not improve validation: keeping the Stage-2 policy"
+def verdict(
+    *, improved: bool, start: Mapping[str, float], end: Mapping[str, float], target: float | None = None
+) -> str:
+    """One plain sentence on what RL did to validation N@10 and to depth, and whether a wanted mean depth was missed."""
     depths = ""
-    if "mean_depth" in start and "mean_depth" in end:
+    if improved and "mean_depth" in start and "mean_depth" in end:
         depths = f", mean depth {start['mean_depth']:.2f} to {end['mean_depth']:.2f}"
-    return f"RL: validation N@10 {start['ndcg@10']:.4f} to {end['ndcg@10']:.4f}{depths}"
+    missed = ""
+    if target is not None and end.get("mean_depth", 0.0) > target + _NEAR:
+        missed = (
+            f"; what is kept takes {end['mean_depth']:.2f} steps, more than rl.depth.target={target:g}: raise "
+            "rl.guards.step_worth to pay more for fewer steps"
+        )
+    if not improved:
+        return f"RL did not improve validation: keeping the Stage-2 policy{missed}"
+    return f"RL: validation N@10 {start['ndcg@10']:.4f} to {end['ndcg@10']:.4f}{depths}{missed}"

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lasar.decoding.ranker import Ranker
+from lasar.errors import TrainingError
 from lasar.model.reasoner import LatentReasoner
 from lasar.progress import progress
 from lasar.rl.advantages import Scale, group_advantages, group_rewards
@@ -228,7 +229,10 @@ def _improve(
             total += float(loss.detach())
             sums = {name: value + found[name] for name, value in sums.items()}
         if not math.isfinite(total):
-            raise FloatingPointError(f"loss is {total} at step {at.step}")
+            raise TrainingError(
+                f"loss is {total} at step {at.step}: reinforcement learning broke down; lower rl.learning_rate "
+                f"(now {plan.learning_rate:g})"
+            )
         for group in optimizer.param_groups:
             torch.nn.utils.clip_grad_norm_(group["params"], plan.max_grad_norm)
         optimizer.step()

@@ -8,8 +8,10 @@ Legend: G items of a group, best first, -1 where there is none; I items, L level
 
 import importlib
 import importlib.util
+import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,8 +105,12 @@ class Mixture:
         total_BG = np.zeros(items_BG.shape)
         for name, reward, weight in self._parts:
             for row, (items_G, wanted) in enumerate(zip(items_BG, targets, strict=True)):
-                values = np.asarray(reward(items_G, wanted, self._codes_IL))
-                if values.shape != items_G.shape or not np.isfinite(values.astype(np.float64)).all():
+                values = _asked(name, reward, items_G, wanted, self._codes_IL)
+                if (
+                    values.shape != items_G.shape
+                    or values.dtype.kind not in "biuf"
+                    or not np.isfinite(values).all()
+                ):
                     raise ConfigError(
                         f"rl.grpo.rewards: {name!r} gave {values!r} for {len(items_G)} items; "
                         f"it must give one finite number for each"
@@ -122,21 +128,21 @@ def find_reward(name: str) -> Reward:
     if ":" not in name:
         if name not in REWARDS:
             raise ConfigError(
-                f"rl.grpo.rewards: unknown reward {name!r}{nearest(name, REWARDS)}; "
-                f"there are {', '.join(REWARDS)}, or your own as module:function"
+                f"rl.grpo.rewards: unknown reward {name!r}; there are {', '.join(REWARDS)}, or your own as "
+                f"module:function{nearest(name, REWARDS)}"
             )
         return REWARDS[name]
     module_name, _, function = name.partition(":")
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
+    except Exception as error:  # whatever somebody else's module does when it is imported
         raise _not_importable(name, module_name, error) from None
     found = getattr(module, function, None)
+    if found is None:
+        hint = nearest(function, dir(module))
+        raise ConfigError(f"rl.grpo.rewards: {name!r}: {module_name} has no function {function!r}{hint}")
     if not callable(found):
-        raise ConfigError(
-            f"rl.grpo.rewards: {name!r}: {module_name} has no function {function!r}"
-            f"{nearest(function, dir(module))}"
-        )
+        raise ConfigError(f"rl.grpo.rewards: {name!r} is no function but a {type(found).__name__}")
     reward: Reward = found
     return reward
 
@@ -145,10 +151,11 @@ def reward_files(names: Iterable[str]) -> tuple[Path, ...]:
     """Source files of the user's own rewards: what they say decides what is trained.
 
     Raises:
-        ConfigError: there is no such module.
+        ConfigError: there is no such reward, module or function.
     """
     files = []
     for name in sorted(names):
+        find_reward(name)
         module_name = name.partition(":")[0]
         if ":" not in name:
             continue
@@ -163,9 +170,26 @@ def reward_files(names: Iterable[str]) -> tuple[Path, ...]:
     return tuple(dict.fromkeys(files))
 
 
+def _asked(
+    name: str, reward: Reward, items_G: Int32Array, targets: Int32Array, codes_IL: Int32Array
+) -> NDArray[Any]:
+    """What a reward says; an error in somebody else's is not ours, and says where it is."""
+    try:
+        return np.asarray(reward(items_G, targets, codes_IL))
+    except Exception as error:
+        if ":" not in name:
+            raise
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise ConfigError(
+            f"rl.grpo.rewards: {name!r} failed with {type(error).__name__}: {error} ({place.filename}:{place.lineno}); "
+            "it is called as reward(items, targets, codes)"
+        ) from error
+
+
 def _not_importable(name: str, module: str, error: Exception) -> ConfigError:
+    mend = "install it, or put its folder on PYTHONPATH" if isinstance(error, ImportError) else "mend it"
     return ConfigError(
-        f"rl.grpo.rewards: {name!r}: cannot import {module!r} ({error}); install it, or put its folder on PYTHONPATH"
+        f"rl.grpo.rewards: {name!r}: cannot import {module!r} ({type(error).__name__}: {error}); {mend}"
     )
 
 

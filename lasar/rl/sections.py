@@ -35,7 +35,9 @@ class Rollouts(StageConfig):
 class Grpo(StageConfig):
     """How answers are rewarded, and what follows from it."""
 
-    rewards: dict[str, float] = field(default_factory=lambda: {"exact": 1.0, "ndcg": 1.0})
+    rewards: Annotated[dict[str, pydantic.FiniteFloat], pydantic.Field(min_length=1)] = field(
+        default_factory=lambda: {"exact": 1.0, "ndcg": 1.0}
+    )
     """Weights of exact, ndcg, rank_penalty, shared_prefix, or of your own function as module:function."""
     scale: Literal["group", "none"] = "group"
     """Divide advantages by the group's standard deviation, or let groups that hardly differ weigh little."""

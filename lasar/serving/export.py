@@ -13,10 +13,9 @@ from lasar import __version__
 from lasar.artifacts import MANIFEST, file_sha256, read_manifest, write_json
 from lasar.data.interactions import Interactions, ItemTable
 from lasar.errors import ArtifactError, DataError
-from lasar.recommender import Recommender
+from lasar.recommender import Recommender, last_trained
 from lasar.serving.catalogue import COUNTS_FILE
 from lasar.serving.item_vectors import EXPORTED_TEXT_MODEL
-from lasar.serving.service import served_stage
 from lasar.sid.text_encoder import local_model_folder
 
 EXPORT_FILE = "export.json"
@@ -54,7 +53,7 @@ def export_run(
     if out.exists():
         raise ArtifactError(f"{out}: exists already; give a new folder, or remove it")
     Recommender.load(run, model=model)  # refuses what could not be served
-    stage = model or served_stage(run)
+    stage = model or last_trained(run)
     partial = out.with_name(out.name + ".partial")
     if partial.exists():
         shutil.rmtree(partial)

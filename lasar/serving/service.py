@@ -17,7 +17,7 @@ from lasar.cot.anchors import AnchorStore
 from lasar.decoding.ranker import Ranker
 from lasar.errors import ConfigError
 from lasar.model.reasoner import LatentReasoner, check_depth
-from lasar.recommender import Recommender
+from lasar.recommender import Recommender, last_trained
 from lasar.serving.batcher import Answered, DeadlineError, MicroBatcher, QueueFullError, StoppingError
 from lasar.serving.catalogue import LiveCatalogue, Snapshot
 from lasar.serving.catalogue_store import CatalogueStore
@@ -63,7 +63,7 @@ class Service:
         loaded = Recommender.load(
             settings.run, model=settings.model, device=settings.device, precision=settings.precision
         )
-        self.model = settings.model or served_stage(settings.run)
+        self.model = settings.model or last_trained(settings.run)
         loaded.ranker.reasoner = reasoner = TimedReasoner(loaded.ranker.reasoner)
         database = open_database(settings.database_url)
         self.catalogue = LiveCatalogue(
@@ -326,13 +326,6 @@ class Service:
             except Exception as error:
                 logger.error("cannot delete old events: %s", type(error).__name__)
             await asyncio.sleep(_EXPIRE_SECONDS)
-
-
-def served_stage(run: Path) -> str:
-    """The training stage that `Recommender.load` takes when it is told none."""
-    from lasar.recommender import POLICY_STAGES
-
-    return [stage for stage in POLICY_STAGES if (run / stage / "vocabulary.json").is_file()][-1]
 
 
 def _identity(ranker: Ranker) -> str:

@@ -132,16 +132,16 @@ def run(config: Config, context: StageContext) -> None:
         "depths": [int((depths_Q == n).sum()) for n in range(settings.max_depth + 1)],
         "users": users,
     }
-    write_json(context.output / "metrics.json", _outcome(result) | outcome)
+    write_json(context.output / "metrics.json", _outcome(result, config.depth.target) | outcome)
 
 
-def _outcome(result: "RlResult") -> dict[str, Any]:
+def _outcome(result: "RlResult", target: float | None) -> dict[str, Any]:
     from lasar.rl.guards import verdict
 
     start, end = (_validated(result.curve[step]) for step in (0, result.best_step))
     return {
         "kept": "rl" if result.best_step else "latent_sft",
-        "verdict": verdict(improved=result.best_step > 0, start=start, end=end),
+        "verdict": verdict(improved=result.best_step > 0, start=start, end=end, target=target),
         "stopped": result.stopped,
         "steps": result.steps,
         "best_step": result.best_step,

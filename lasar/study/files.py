@@ -38,7 +38,7 @@ class StudyFile(StageConfig):
     arms: dict[str, dict[str, Any] | None]
     """Arm -> what it changes: `stage.key: value`."""
     also_report: dict[str, str] = field(default_factory=dict)
-    """Label -> `stage/file.json:key.path` of a further number to show."""
+    """Label -> `stage/file.json:key.path` of a further number; of a `.jsonl` the mean of its last ten records."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,9 +140,9 @@ def _check_names(study: Study) -> None:
             f"{path}: reference: no arm is called {file.reference!r}{nearest(file.reference, file.arms)}"
         )
     for label, place in file.also_report.items():
-        if not re.fullmatch(r"[^:]+/[^:]+\.json:.+", place):
+        if not re.fullmatch(r"[^:]+/[^:]+\.jsonl?:.+", place):
             raise ConfigError(
-                f"{path}: also_report.{label}: expected stage/file.json:key.path, got {place!r}"
+                f"{path}: also_report.{label}: expected stage/file.json:key.path or stage/file.jsonl:key, got {place!r}"
             )
 
 

@@ -15,6 +15,8 @@ from lasar.evaluation.study_table import METRICS, Cell, StudyResult, build_rows
 from lasar.stages import STAGES, evaluate
 from lasar.study.files import Study
 
+_LATEST = 10  # records of a curve that a reported number is the mean of
+
 
 def finished_cells(study: Study) -> tuple[list[Cell], list[str]]:
     """Read what is finished with the settings that the study file has now.
@@ -156,6 +158,10 @@ def _cell(study: Study, recipe: Recipe, config: evaluate.Config, *, arm: str, me
 
 def _reported(run_dir: Path, place: str) -> float | None:
     file, _, keys = place.partition(":")
+    if file.endswith(".jsonl"):
+        records = [json.loads(line) for line in (run_dir / file).read_text(encoding="utf-8").splitlines()]
+        latest = [record[keys] for record in records if keys in record][-_LATEST:]
+        return float(np.mean(latest)) if latest else None
     value = read_json(run_dir / file)
     for key in keys.split("."):
         value = value.get(key) if isinstance(value, dict) else None

@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from lasar.errors import require
+from lasar.errors import TrainingError, require
 from lasar.progress import progress
 from lasar.training.checkpoints import load_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
 
@@ -199,7 +199,10 @@ def _train_step(
         accelerator.backward(summed / targets)
         step_loss += summed.item()
     if not math.isfinite(step_loss):
-        raise FloatingPointError(f"loss is {step_loss} at step {at.step}")
+        raise TrainingError(
+            f"loss is {step_loss} at step {at.step}, learning rate {plan.learning_rate:g}: training broke down; "
+            "lower learning_rate, or check the input for extreme values"
+        )
     accelerator.clip_grad_norm_(model.parameters(), plan.max_grad_norm)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)

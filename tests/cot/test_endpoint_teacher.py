@@ -34,7 +34,7 @@ class Server(http.server.ThreadingHTTPServer):
         self.plan, self.asked, self.times = [], [], []
         self.keys, self.in_flight, self.most_in_flight = set(), 0, 0
         self.lock = threading.Lock()
-        self.delay = 0.0
+        self.delay, self.counts = 0.0, True
 
     def handle_error(self, request, client_address):
         pass
@@ -73,7 +73,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if "message" in step:
             usage = {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120}
             step = {"status": 200, "body": {"id": "1", "object": "chat.completion", "created": 1, "model": "m",
-                    "choices": [{"index": 0, **step}], "usage": usage}}  # fmt: skip
+                    "choices": [{"index": 0, **step}], **({"usage": usage} if self.server.counts else {})}}  # fmt: skip
         payload = step.get("body", {"error": {"message": f"no luck with {SECRET}"}})
         data = payload.encode() if isinstance(payload, str) else json.dumps(payload).encode()
         self.send_response(step["status"])
@@ -211,6 +211,13 @@ def test_a_row_that_fails_for_good_is_counted_and_asked_again_by_a_rerun(server,
     assert len(server.asked) == 6
     assert outcomes(teacher(server, tmp_path).write(rows(3))) == ["ok"] * 3
     assert len(server.asked) == 7  # the failed one alone
+
+
+def test_a_server_that_counts_no_tokens_is_held_to_the_budget_all_the_same(server, tmp_path):
+    server.counts = False
+    found = teacher(server, tmp_path, token_budget=3000).write(rows(40))
+    assert {"ok", "over_budget"} == set(outcomes(found))
+    assert len(server.asked) < 40
 
 
 def test_concurrency_is_bounded_and_used(server, tmp_path):

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -137,6 +138,36 @@ def test_depth_can_be_forced_and_thoughts_read(finished, inside):
     assert "(chosen)" in output
 
 
+def test_an_interrupt_says_how_to_go_on(shop, tmp_path, inside, monkeypatch):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lasar.cli.run_stage", interrupted)
+    done = inside("prepare", *arguments(shop, tmp_path / "cut"))
+    assert done.returncode == 130
+    assert done.stderr.strip().startswith("interrupted; the same command goes on from what was saved")
+
+
+def test_an_empty_list_says_so(finished, inside):
+    run, _ = finished
+    item_id = pl.read_parquet(run / "prepare" / "items.parquet")["item_id"][0]
+    seen = ("--history", item_id, "--exclude-seen")
+    assert "no item is left to recommend" in inside("recommend", str(run), *seen, "--allow", item_id).stdout
+
+
+def test_thoughts_are_read_with_the_anchors_of_their_training_only(finished, inside, tmp_path):
+    run, _ = finished
+    item_id = pl.read_parquet(run / "prepare" / "items.parquet")["item_id"][0]
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    manifest = json.loads((copy / "anchor" / "manifest.json").read_text())
+    manifest["outputs"]["summary.json"] = "another"
+    (copy / "anchor" / "manifest.json").write_text(json.dumps(manifest))
+    done = inside("explain", str(copy), "--history", item_id)
+    assert done.returncode == 2
+    assert "trained with another 'anchor' than" in done.stderr
+
+
 def test_a_run_can_stop_early(finished, shop, tmp_path):
     lasar("run", *arguments(shop, tmp_path / "early"), "--until", "quantize")
     assert not (tmp_path / "early" / "sft").exists()
@@ -166,6 +197,10 @@ def test_mistakes_are_one_line(finished, shop, tmp_path, inside):
             "quantize reads 'embed', which",
         ),
         (["latent_sft", *arguments(shop, run), "latent_sft.loop.depth=9"], "at most 8 steps"),
+        (["run", *arguments(shop, tmp_path / "r4"), "rl.grpo.rewards={exat: 1}"], "did you mean 'exact'"),
+        (["run", *arguments(shop, tmp_path / "r4"), "rl.grpo.rewards={}"], "rl.grpo.rewards"),
+        (["run", *arguments(shop, tmp_path / "r4"), "rl.grpo.rewards={exact: .inf}"], "rl.grpo.rewards"),
+        (["recommend", str(run), "--history", item_id, "--k", "0"], "--k"),
     ]
     for command, expected in cases:
         done = inside(*command)

@@ -169,6 +169,19 @@ def test_a_stage_1_model_loads_as_one_that_never_reasons(tmp_path):
     assert think(loaded).depths_B.tolist() == [0, 0, 0]
 
 
+@pytest.mark.parametrize(
+    "content", ["null", "{}", '{"foo": 1}', "[1]", {"max_depth": "x"}, {"feedback": "loud"}, {"foo": 1}]
+)
+def test_damaged_settings_are_named(tmp_path, content):
+    save_reasoner(MODEL, tmp_path)
+    path = tmp_path / "reasoning.json"
+    if isinstance(content, dict):
+        content = json.dumps(json.loads(path.read_text()) | content)
+    path.write_text(content)
+    with pytest.raises(ArtifactError, match=r"reasoning\.json: damaged .* run the training stage again"):
+        load_reasoner(tmp_path)
+
+
 def test_a_damaged_head_is_named(tmp_path):
     save_reasoner(MODEL, tmp_path)
     settings = json.loads((tmp_path / "reasoning.json").read_text())

@@ -45,8 +45,12 @@ def own_module(tmp_path, monkeypatch):
         "def cheap(items, targets, codes):\n    return (items % 2 == 0) * 1.0\n"
         "def short(items, targets, codes):\n    return items[:1] * 1.0\n"
         "def broken(items, targets, codes):\n    return items / 0.0 * 0.0\n"
+        "def raises(items, targets, codes):\n    return 1 / 0\n"
+        "def unlike(items):\n    return items\n"
+        "def words(items, targets, codes):\n    return ['good' for _ in items]\n"
         "number = 3\n"
     )
+    (tmp_path / "odd_rewards.py").write_text("def f(:")
     monkeypatch.syspath_prepend(tmp_path)
     yield tmp_path / "shop_rewards.py"
     sys.modules.pop("shop_rewards", None)
@@ -64,12 +68,31 @@ def test_a_reward_of_ones_own(own_module):
         ("exakt", "did you mean 'exact'"),
         ("no_such_module:f", "cannot import 'no_such_module'"),
         ("shop_rewards:cheep", "did you mean 'cheap'"),
-        ("shop_rewards:number", "has no function 'number'"),
+        ("shop_rewards:number", "'shop_rewards:number' is no function but a int"),
+        ("odd_rewards:f", r"cannot import 'odd_rewards' \(SyntaxError: .*mend it"),
     ],
 )
 def test_mistakes_are_named(own_module, name, message):
     with pytest.raises(ConfigError, match=message):
         find_reward(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("raises", r"ZeroDivisionError.*shop_rewards\.py:8\)"),
+        ("unlike", "TypeError.*reward\\(items, targets, codes"),
+    ],
+)
+def test_an_error_in_ones_own_reward_says_where(own_module, name, message):
+    with pytest.raises(ConfigError, match=f"'shop_rewards:{name}' failed with {message}"):
+        Mixture({f"shop_rewards:{name}": 1.0}, codes_IL=CODES)(np.array([[2, 5]], np.int32), [np.array([0])])
+
+
+@pytest.mark.parametrize("name", ["exakt", "shop_rewards:cheep", "no_such_module:f"])
+def test_a_wrong_name_is_found_before_anything_runs(own_module, name):
+    with pytest.raises(ConfigError, match=f"rl.grpo.rewards: .*{name}"):
+        reward_files([name])
 
 
 def test_a_missing_module_is_named_before_anything_runs():
@@ -78,7 +101,7 @@ def test_a_missing_module_is_named_before_anything_runs():
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-@pytest.mark.parametrize("name", ["short", "broken"])
+@pytest.mark.parametrize("name", ["short", "broken", "words"])
 def test_what_is_no_reward_is_refused(own_module, name):
     with pytest.raises(ConfigError, match=f"shop_rewards:{name}.*one finite number for each"):
         Mixture({f"shop_rewards:{name}": 1.0}, codes_IL=CODES)(np.array([[2, 5]], np.int32), [np.array([0])])

@@ -99,7 +99,8 @@ def test_a_policy_that_nothing_improves_is_stage_2s_byte_for_byte(trained):
     assert metrics["end"] == metrics["start"]
     for name in WEIGHTS:
         assert (trained / "worse" / name).read_bytes() == (trained / "latent_sft" / name).read_bytes()
-    assert len(curve_of(trained / "worse")) == 5
+    assert len(curve_of(trained / "worse")) == 4
+    assert metrics["stopped"].startswith("stopped at step 3: ")
 
 
 def test_a_killed_stage_ends_with_the_same_bytes(trained, monkeypatch):
