@@ -23,6 +23,12 @@ def finish(folder: Path, *, seconds: float = 12.0) -> None:
     write_json(folder / "manifest.json", {**manifest, "inputs": {}, "outputs": outputs, "seconds": seconds})
 
 
+@pytest.fixture
+def seal():
+    """Make a folder an artifact again after a test has changed it."""
+    return finish
+
+
 def write_prepare(folder: Path, *, split_kind: str) -> None:
     """Users walk the items in order from a random start; the last basket is test, the one before it valid."""
     rng = np.random.default_rng(0)

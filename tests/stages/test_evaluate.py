@@ -166,9 +166,10 @@ def test_a_model_that_returns_too_many_rows_is_a_defect(sequence_run, fake_recom
         run(sequence_run)
 
 
-def test_no_test_event_is_named(sequence_run, fake_recommender):
+def test_no_test_event_is_named(sequence_run, fake_recommender, seal):
     path = sequence_run / "prepare" / "interactions.parquet"
     pl.read_parquet(path).filter(pl.col("split") < 2).write_parquet(path)
+    seal(sequence_run / "prepare")
     with pytest.raises(DataError, match="no user has a test event"):
         run(sequence_run)
 

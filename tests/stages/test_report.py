@@ -116,16 +116,19 @@ def test_only_prepare(sequence_run):
     assert [a for tag, a in page.tags if tag == "svg"] == []
 
 
-def test_curves_and_quality_tolerate_missing_numbers(sequence_run, fake_recommender):
+def test_curves_and_quality_tolerate_missing_numbers(sequence_run, fake_recommender, seal):
     (sequence_run / "sft" / "curve.jsonl").write_text(
         '{"step": 1, "loss": 2.0, "lr": 0.1}\n\n{"step": 2, "valid_loss": 1.0}\n'
     )
     write_json(sequence_run / "quantize" / "quality.json", {"kind": "rq_vae"})
+    seal(sequence_run / "sft")
+    seal(sequence_run / "quantize")
     assert "Training: sft" in " ".join(Page(build(sequence_run)).text)
 
 
-def test_a_damaged_curve_is_named(sequence_run, fake_recommender):
+def test_a_damaged_curve_is_named(sequence_run, fake_recommender, seal):
     (sequence_run / "sft" / "curve.jsonl").write_text("{oops\n")
+    seal(sequence_run / "sft")
     with pytest.raises(ArtifactError, match=r"curve\.jsonl"):
         build(sequence_run)
 
