@@ -108,7 +108,9 @@ def generate_peer(bench: Bench, histories: list[np.ndarray]) -> Way:
     """`generate()` with a function that names the allowed tokens."""
     ids_BT, mask_BT = bench.left_padded(histories)
     levels, width = bench.codes_IL.shape[1], ids_BT.shape[1]
-    item_of = {tuple(row): item for item, row in enumerate(bench.tokens_IL.tolist())}
+    # Answers are codes, whatever names an item in a history.
+    starts_L = np.array([bench.vocabulary.level_start(level) for level in range(levels)])
+    item_of = {tuple(row): item for item, row in enumerate((bench.codes_IL + starts_L).tolist())}
     allowed: dict[tuple[int, ...], list[int]] = {}
     for path in sorted({row[:length] for row in item_of for length in range(1, levels + 1)}):
         allowed.setdefault(path[:-1], []).append(path[-1])
