@@ -206,14 +206,22 @@ def _typed(value: Any, kind: type[T], where: str) -> T:
     try:
         return pydantic.TypeAdapter(kind).validate_json(text, strict=True)
     except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        location = ".".join(str(part) for part in first["loc"])
+        errors = error.errors()
+        first, loc, said = errors[0], errors[0]["loc"], errors[0]["msg"]
+        # Of a field that takes a word or a number pydantic names each alternative as if it were a key below it.
+        beside = [found for found in errors if found["loc"][:-1] == loc[:-1]]
+        if loc and str(loc[-1]).startswith("literal["):
+            loc, said = (
+                loc[:-1],
+                ", or ".join(found["msg"][:1].lower() + found["msg"][1:] for found in beside),
+            )
+        location = ".".join(str(part) for part in loc)
         key = f"{where}.{location}" if location else where
         given = "" if first["type"] == "missing" else f", got {_shown(first['input'])}"
         hint = ""
         if first["type"] == "literal_error" and isinstance(first["input"], str):
             hint = nearest(first["input"], re.findall(r"'([^']*)'", first["ctx"]["expected"]))
-        message = first["msg"][:1].lower() + first["msg"][1:]
+        message = said[:1].lower() + said[1:]
         raise ConfigError(f"{key}: {message}{given}{hint}") from None
 
 

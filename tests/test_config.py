@@ -5,8 +5,9 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+import pydantic
 import pytest
 import yaml
 from hypothesis import given
@@ -82,6 +83,26 @@ def test_defaults(load: Load) -> None:
 def test_name_defaults_to_the_file_name(load: Load) -> None:
     assert load("seed: 3\n").name == "demo"
     assert load("seed: 3\n").run_dir == Path("runs/demo")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Either(StageConfig):
+    depth: Literal["auto", "sampled"] | Annotated[int, pydantic.Field(ge=0)] = "auto"
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (
+            "autoo",
+            "input should be 'auto' or 'sampled', or input should be a valid integer.*did you mean 'auto'",
+        ),
+        (-1, "input should be 'auto' or 'sampled', or input should be greater than or equal to 0, got -1"),
+    ],
+)
+def test_a_word_or_a_number_is_asked_for_as_such(value: object, message: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^latent\.depth: {message}"):
+        parse_section(Either, {"depth": value}, where="latent")
 
 
 def test_values_replace_defaults(load: Load) -> None:
