@@ -8,6 +8,11 @@ from lasar.evaluation.report_content import Section, cell, row, section, table
 
 _POINTS = 40  # of a curve: more steps than that are averaged, because single ones are noisy
 _BLUES = ("#9aa7b4", "#08306b", "#2171b5", "#6baed6", "#c6dbef", "#fdd0a2", "#fd8d3c", "#d94801", "#7f2704")
+_GROUPINGS = (
+    ("history_length", "events", "Depth by events in the history"),
+    ("target_popularity", "training events", "Depth by popularity of what the user truly took next"),
+    ("first_code_entropy", "nats", "Depth by how undecided the first code is"),
+)
 
 
 def rl_section(records: Sequence[Mapping[str, Any]], metrics: Mapping[str, Any]) -> Section:
@@ -49,16 +54,16 @@ def rl_section(records: Sequence[Mapping[str, Any]], metrics: Mapping[str, Any])
             figures.depth_bars(metrics["depths"], title="steps chosen in the end, validation users")
         )
         tables += _by_user(metrics["users"])
+        images += [
+            _user_bands(metrics["users"][name], first=first, title=caption)
+            for name, first, caption in _GROUPINGS
+        ]
     return section("Reinforcement learning", text, tables, [image for image in images if image])
 
 
 def _by_user(users: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
     tables = []
-    for name, first, caption in (
-        ("history_length", "events", "Depth by events in the history"),
-        ("target_popularity", "training events", "Depth by popularity of what the user truly took next"),
-        ("first_code_entropy", "nats", "Depth by how undecided the model is about the first code"),
-    ):
+    for name, first, caption in _GROUPINGS:
         rows = [
             row([cell(r["bucket"]), cell(f"{r['num_users']:,}"), cell(f"{r['mean_depth']:.2f}")])
             for r in users[name]
@@ -112,6 +117,34 @@ def _depth_bands(steps: Sequence[Mapping[str, Any]]) -> str:
         axis.set_xlabel("step")
         axis.set_ylim(0, 1)
         axis.legend(frameon=False, reverse=True, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure[0]
+
+
+def _user_bands(rows: Sequence[Mapping[str, Any]], *, first: str, title: str) -> str:
+    """Share of the users of every bucket that get each depth, stacked; the table beside it as bars."""
+    if not rows:
+        return ""
+    names = [found["bucket"] for found in rows]
+    shares = [[count / sum(found["depths"]) for count in found["depths"]] for found in rows]
+    used = [depth for depth in range(len(shares[0])) if any(share[depth] for share in shares)]
+    said = "; ".join(
+        f"{name}: " + ", ".join(f"{share[depth]:.0%} take {depth}" for depth in used if share[depth])
+        for name, share in zip(names, shares, strict=True)
+    )
+    with figures.figure_axis(f"{title}; {said}", height=1.0 + 0.32 * len(rows)) as (axis, figure):
+        left = [0.0] * len(rows)
+        for depth in used:
+            widths = [share[depth] for share in shares]
+            axis.barh(
+                names, widths, left=left, color=_BLUES[depth % len(_BLUES)], label=str(depth), height=0.7
+            )
+            left = [start + width for start, width in zip(left, widths, strict=True)]
+        axis.set_title(title, loc="left", fontsize=10)
+        axis.set_ylabel(first)
+        axis.set_xlim(0, 1)
+        axis.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+        axis.invert_yaxis()
+        axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), title="steps")
     return figure[0]
 
 

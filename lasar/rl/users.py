@@ -3,6 +3,7 @@
 Legend: Q users, N depths.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -76,7 +77,8 @@ def depths_by_user(
     popularity_Q = np.array([train_counts[targets].mean() for targets in cases.targets])
     edges = np.unique(np.quantile(entropy_Q, _QUARTILES)) if len(entropy_Q) else np.zeros(0)
     borders = [f"{edge:.2f}" for edge in edges]
-    quarters = [f"{low} to {high}" for low, high in zip(["", *borders], [*borders, ""], strict=True)]
+    between = [f"{low} to {high}" for low, high in itertools.pairwise(borders)]
+    quarters = [f"below {borders[0]}", *between, f"from {borders[-1]}"] if borders else ["all"]
     return {
         "history_length": _rows(
             depths_Q, bucket_of(lengths_Q, HISTORY_EDGES), bucket_labels(HISTORY_EDGES), max_depth
@@ -86,7 +88,7 @@ def depths_by_user(
             bucket_labels(POPULARITY_EDGES), max_depth,
         ),
         "first_code_entropy": _rows(
-            depths_Q, np.searchsorted(edges, entropy_Q, side="right"), [q.strip() for q in quarters], max_depth
+            depths_Q, np.searchsorted(edges, entropy_Q, side="right"), quarters, max_depth
         ),
     }  # fmt: skip
 

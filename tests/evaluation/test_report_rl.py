@@ -47,10 +47,11 @@ def test_before_after_and_who_gets_what():
 def test_every_curve_is_drawn_and_says_where_it_went():
     found = rl_section(records(), METRICS)
     labels = [figure.split('aria-label="')[1].split('"')[0] for figure in found["figures"]]
-    assert len(labels) == 8
+    assert len(labels) == 11
     # 90 steps are shown as 30 means of three.
     assert labels[0] == "reward over steps; mean reward: 0.002 to 0.089"
     assert labels[4] == "NDCG@10 over steps; validation: 0.1 to 0.19"
+    assert labels[8] == "Depth by events in the history; 1-3: 75% take 1, 25% take 2"
     assert labels[6] == "Depths drawn over steps; 1: 2% to 99%, 2: 98% to 1%"
 
 
@@ -70,4 +71,4 @@ def test_a_run_that_was_stopped_says_why():
 
 @pytest.mark.parametrize("steps", [1, 39, 40, 41, 200])
 def test_any_number_of_steps_can_be_drawn(steps):
-    assert len(rl_section(records(steps), METRICS)["figures"]) == 8
+    assert len(rl_section(records(steps), METRICS)["figures"]) == 11
