@@ -73,6 +73,7 @@ def fake_encoder(monkeypatch):
         return encode
 
     monkeypatch.setattr(text_encoder, "load_text_encoder", load)
+    monkeypatch.setattr(text_encoder, "local_model_folder", lambda *_, **__: None)  # it need not be there
     return state
 
 
