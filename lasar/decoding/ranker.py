@@ -60,7 +60,7 @@ class Ranker:
     def with_codes(self, codes_IL: Int32Array) -> "Ranker":
         """The same model, ready to rank another catalogue; what was arranged for the fused path is shared."""
         ranker = Ranker(self.reasoner, codes_IL=codes_IL, fused=self._may_fuse, precision=self._precision)
-        ranker._fused = self._fused
+        ranker._fused = self._fresh_weights()  # arranged here, once, however many catalogues follow
         return ranker
 
     @property

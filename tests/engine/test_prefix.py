@@ -168,9 +168,9 @@ def test_bf16_rounds_scores_and_nothing_else(name, depth):
 def test_another_catalogue_shares_what_was_arranged():
     ranker = Ranker(reasoner(), codes_IL=random_codes(60))
     history = [np.array([3, 1, 4], np.int32)]
-    ranker.rank(history, history, k=5, beam_width=10)
-    larger = ranker.with_codes(random_codes(100))
+    larger = ranker.with_codes(random_codes(100))  # of a ranker that has never ranked itself
     assert larger._fused is ranker._fused is not None
+    assert ranker.with_codes(random_codes(80))._fused is ranker._fused
     expected = Ranker(reasoner(), codes_IL=random_codes(100), fused=False)
     assert_same(*(r.rank(history, history, k=5, beam_width=10) for r in (larger, expected)))
     half = Ranker(reasoner(), codes_IL=random_codes(60), precision="bf16").with_codes(random_codes(100))
