@@ -101,7 +101,7 @@ def run_stage(name: str, module: StageModule, recipe: Recipe) -> bool:
         partial.mkdir()
         context = StageContext(stage=name, seed=recipe.seed, inputs=inputs, output=partial, scratch=scratch)
         try:
-            started = time.perf_counter()
+            started, cpu_started = time.perf_counter(), time.process_time()
             module.run(config, context)
             manifest = {
                 "stage": name,
@@ -113,6 +113,7 @@ def run_stage(name: str, module: StageModule, recipe: Recipe) -> bool:
                 "outputs": _file_hashes(partial),
                 "versions": library_versions(),
                 "seconds": round(time.perf_counter() - started, 2),
+                "cpu_seconds": round(time.process_time() - cpu_started, 2),
             }
             write_json(partial / MANIFEST, manifest)
         except BaseException:

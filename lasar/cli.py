@@ -16,8 +16,9 @@ from rich.logging import RichHandler
 from rich.markup import escape
 from typer.exceptions import TyperException
 
-from lasar import __version__, cli_tables
+from lasar import __version__, cli_studies, cli_tables
 from lasar.artifacts import MANIFEST, read_json, run_stage, stage_state, write_json
+from lasar.cli_studies import Overrides
 from lasar.config import Recipe, load_recipe
 from lasar.errors import ArtifactError, ConfigError, DataError, LasarError, nearest, require
 from lasar.stages import BASELINES, STAGES
@@ -34,9 +35,6 @@ for _group, _name in ((data_app, "data"), (results_app, "results"), (baseline_ap
 _INTERRUPTED = 130
 _SECTIONS = {name: module.Config for name, module in STAGES.items()}
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML file of the experiment.")]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[STAGE.KEY=VALUE]...", help="Values that replace the recipe's.")
-]
 RunPath = Annotated[
     Path, typer.Argument(metavar="RUN", help="Folder a recipe was run in, such as runs/demo.")
 ]
@@ -131,56 +129,8 @@ def status(run: RunPath) -> None:
     cli_tables.print_status(loaded, states, Console())
 
 
-@app.command()
-def study(
-    file: Annotated[Path, typer.Argument(metavar="STUDY", help="YAML file of the study.")],
-    overrides: Overrides = None,
-    seed: Annotated[list[int] | None, typer.Option(help="Run only this seed; repeat.")] = None,
-    arm: Annotated[list[str] | None, typer.Option(help="Run only this arm; repeat.")] = None,
-    table: Annotated[bool, typer.Option("--table", help="Run nothing, print the table.")] = False,
-    save: Annotated[bool, typer.Option("--save", help="Run nothing, print the table and save it.")] = False,
-    results: Annotated[Path, typer.Option(help="Where --save puts it.")] = Path("results/studies"),
-    device: Annotated[str | None, typer.Option(help="What trained it, for --save; else this one.")] = None,
-) -> None:
-    """Run an experiment's arms over several seeds, and print how they compare."""
-    from lasar.evaluation.results import current_commit, this_device
-    from lasar.evaluation.study_table import write_study
-    from lasar.evaluation.study_view import print_study
-    from lasar.study.files import load_study
-    from lasar.study.reading import finished_cells, study_result
-    from lasar.study.running import run_study
-
-    loaded, console = load_study(file, overrides=overrides or ()), Console()
-    if not (table or save):
-        run_study(loaded, seeds=seed, arms=arm, say=lambda line: console.print(line, highlight=False))
-    cells, stale = finished_cells(loaded)
-    for line in stale:
-        console.print(f"out of date, not in the table: {line}", highlight=False, markup=False)
-    done, planned = sum(not cell.before for cell in cells), len(loaded.file.seeds) * len(loaded.arms)
-    console.print(f"{done} of {planned} cells are finished in {loaded.root}", highlight=False)
-    if not done and save:
-        raise ArtifactError(f"{loaded.root}: nothing to save; run: lasar study {file}")
-    if done:
-        result = study_result(
-            loaded, cells, device=device or this_device(), commit=current_commit() if save else ""
-        )
-        print_study(result, console)
-        if save:
-            write_study(results / f"{result.name}.json", result)
-
-
-@app.command()
-def compare(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN... [against] RUN...", help="Evaluated runs.")],
-    model: Annotated[list[str] | None, typer.Option(help="Which model; twice: one of each side.")] = None,
-    metric: Annotated[list[str] | None, typer.Option(help="Metric to compare, such as mrr; repeat.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
-) -> None:
-    """Compare two runs user by user; several seeds of each: RUN... against RUN..."""
-    from lasar.evaluation.compare import compare_runs
-
-    found = compare_runs(runs, models=model or (), metrics=metric or ())
-    cli_tables.print_comparison(found, Console(), as_json=as_json)
+for _command in (cli_studies.study, cli_studies.tune, cli_studies.compare):
+    app.command()(_command)
 
 
 @app.command()

@@ -2,9 +2,10 @@
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from lasar.config import Recipe, StageConfig, load_recipe, parse_section, read_yaml
@@ -12,7 +13,6 @@ from lasar.errors import ConfigError, nearest
 from lasar.stages import STAGES, evaluate
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-_OF_THE_STUDY = ("name", "seed", "stages")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,12 +70,9 @@ class Study:
 
     def of_cell(self, seed: int, arm: str) -> Recipe:
         """An arm's own stages."""
-        # JSON is YAML, so a value arrives as it was read
-        changes = [f"{key}={json.dumps(value)}" for key, value in self.arms[arm].items()]
+        folder = self.root / f"seed-{seed}" / arm
         try:
-            return self._recipe(
-                self.root / f"seed-{seed}" / arm, self.file.per_arm, seed=seed, changes=changes
-            )
+            return self._recipe(folder, self.file.per_arm, seed=seed, changes=self.arms[arm])
         except ConfigError as error:
             raise ConfigError(f"{self.path}: arms.{arm}: {error}") from None
 
@@ -85,14 +82,51 @@ class Study:
         return once | {stage: self.root / f"seed-{seed}" / stage for stage in self.file.per_seed}
 
     def _recipe(
-        self, run_dir: Path, stages: Sequence[str], *, seed: int, changes: Sequence[str] = ()
+        self,
+        run_dir: Path,
+        stages: Sequence[str],
+        *,
+        seed: int,
+        changes: Mapping[str, Any] = MappingProxyType({}),
     ) -> Recipe:
-        own = {
-            "name": self.file.name, "seed": seed, "run_dir": str(run_dir), "stages": list(stages),
-        }  # fmt: skip
-        fixed = [f"{key}={json.dumps(value)}" for key, value in own.items()]
-        sections = {name: module.Config for name, module in STAGES.items()}
-        return load_recipe(self.base, overrides=[*self.overrides, *changes, *fixed], sections=sections)
+        own = {"name": self.file.name, "seed": seed, "run_dir": str(run_dir), "stages": list(stages)}
+        return recipe_of(self.base, self.overrides, changes, own)
+
+
+def recipe_of(
+    base: Path, overrides: Sequence[str], changes: Mapping[str, Any], own: Mapping[str, Any]
+) -> Recipe:
+    """A recipe made from a base, a person's overrides, what a file changes, and what the file decides."""
+    fixed = [f"{key}={json.dumps(value)}" for key, value in (*changes.items(), *own.items())]  # JSON is YAML
+    sections = {name: module.Config for name, module in STAGES.items()}
+    return load_recipe(base, overrides=[*overrides, *fixed], sections=sections)
+
+
+def split_run_dir(
+    overrides: Iterable[str], *, default: Path, decided: Sequence[str]
+) -> tuple[Path, tuple[str, ...]]:
+    """Where the runs go, and the other overrides.
+
+    Raises:
+        ConfigError: an override is for what the file decides.
+    """
+    root, others = default, []
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key in decided:
+            raise ConfigError(
+                f"override {override!r}: the file decides it; choose with --seed, --arm or --method"
+            )
+        if key == "run_dir":
+            root = Path(value).expanduser()
+        else:
+            others.append(override)
+    return root, tuple(others)
+
+
+def is_folder_name(value: str) -> bool:
+    """Whether a name can be that of a folder, without surprises."""
+    return _NAME.fullmatch(value) is not None
 
 
 def load_study(path: Path, *, overrides: Iterable[str] = ()) -> Study:
@@ -106,16 +140,10 @@ def load_study(path: Path, *, overrides: Iterable[str] = ()) -> Study:
         ConfigError: the file, an arm's change, the base recipe or an override is wrong.
     """
     file = parse_section(StudyFile, read_yaml(path), where=str(path))
-    root, others = Path("runs/study") / file.name, []
-    for override in overrides:
-        key, _, value = override.partition("=")
-        if key in _OF_THE_STUDY:
-            raise ConfigError(f"override {override!r}: the study file decides it; choose with --seed, --arm")
-        if key == "run_dir":
-            root = Path(value).expanduser()
-        else:
-            others.append(override)
-    study = Study(path=path, file=file, root=root, overrides=tuple(others))
+    root, others = split_run_dir(
+        overrides, default=Path("runs/study") / file.name, decided=("name", "seed", "stages")
+    )
+    study = Study(path=path, file=file, root=root, overrides=others)
     _check_names(study)
     _check_stages(study)
     for arm in study.arms:
@@ -126,7 +154,7 @@ def load_study(path: Path, *, overrides: Iterable[str] = ()) -> Study:
 def _check_names(study: Study) -> None:
     path, file = study.path, study.file
     for key, value in (("name", file.name), *(("arms", arm) for arm in file.arms)):
-        if not _NAME.fullmatch(value):
+        if not is_folder_name(value):
             raise ConfigError(f"{path}: {key}: {value!r} is no folder name; use letters, digits, '_', '-'")
         if key == "arms" and value in STAGES:
             raise ConfigError(f"{path}: arms: {value!r} is the name of a stage; call the arm something else")

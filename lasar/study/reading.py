@@ -38,7 +38,7 @@ def finished_cells(study: Study) -> tuple[list[Cell], list[str]]:
                 continue
             parts = (study.once(), study.of_seed(seed), recipe)
             reason = next(
-                (found for part in parts for stage in part.stages if (found := _stale(part, stage))), ""
+                (found for part in parts for stage in part.stages if (found := stale_reason(part, stage))), ""
             )
             if reason:
                 stale.append(f"seed {seed}, {arm}: {reason}")
@@ -85,16 +85,16 @@ def study_result(study: Study, cells: Sequence[Cell], *, device: str, commit: st
     seed = done[0].seed
     return StudyResult(
         name=study.file.name,
-        file=_portable(study.path),
-        base=_portable(study.base),
+        file=plain_path(study.path),
+        base=plain_path(study.base),
         **first,
         model=study.file.model,
         reference=study.file.reference,
         planned_seeds=study.file.seeds,
-        shared=_settings(study.once()) | _settings(study.of_seed(seed)),
+        shared=settings_of(study.once()) | settings_of(study.of_seed(seed)),
         rows=build_rows(
             cells, study.file.reference, changes=study.arms,
-            settings={arm: _settings(study.of_cell(seed, arm)) for arm in study.arms},
+            settings={arm: settings_of(study.of_cell(seed, arm)) for arm in study.arms},
         ),
         device=device,
         commit=commit,
@@ -102,7 +102,7 @@ def study_result(study: Study, cells: Sequence[Cell], *, device: str, commit: st
     )  # fmt: skip
 
 
-def _stale(recipe: Recipe, stage: str) -> str:
+def stale_reason(recipe: Recipe, stage: str) -> str:
     """Why an artifact is not the one that the recipe describes; empty if it is.
 
     By settings, seed and inputs, without hashing sources: tables are printed where the data need not be, and a key
@@ -168,7 +168,7 @@ def _reported(run_dir: Path, place: str) -> float | None:
     return float(value) if isinstance(value, int | float) else None
 
 
-def _settings(recipe: Recipe) -> dict[str, dict[str, Any]]:
+def settings_of(recipe: Recipe) -> dict[str, dict[str, Any]]:
     """Resolved values of a recipe's stages; of paths on this machine, only the last part."""
     return {stage: _plain(dataclasses.asdict(recipe.configs[stage])) for stage in recipe.stages}
 
@@ -183,7 +183,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _portable(path: Path) -> str:
+def plain_path(path: Path) -> str:
     """A path as seen from the checkout, or its last part."""
     inside = path.resolve().is_relative_to(Path.cwd())
     return path.resolve().relative_to(Path.cwd()).as_posix() if inside else path.name

@@ -39,16 +39,16 @@ def run_study(
     for recipe in (first, study.of_seed(seeds[0]), *(study.of_cell(seeds[0], arm) for arm in arms)):
         for stage in recipe.stages:  # a wrong path is found now, not when its stage begins
             STAGES[stage].sources(recipe.configs[stage])
-    _run(first, shared={}, say=say)
+    run_level(first, shared={}, say=say)
     number = 0
     for seed in seeds:
         shared = study.shared(seed)
         once = {stage: shared[stage] for stage in study.file.once}
-        _run(study.of_seed(seed), shared=once, say=say)
+        run_level(study.of_seed(seed), shared=once, say=say)
         for arm in arms:
             number += 1
             say(f"cell {number} of {len(seeds) * len(arms)}: seed {seed}, {arm}")
-            _run(study.of_cell(seed, arm), shared=shared, say=say)
+            run_level(study.of_cell(seed, arm), shared=shared, say=say)
 
 
 def _chosen(given: Sequence[T] | None, valid: Sequence[T], option: str, path: Path) -> list[T]:
@@ -60,7 +60,8 @@ def _chosen(given: Sequence[T] | None, valid: Sequence[T], option: str, path: Pa
     return [value for value in valid if not given or value in given]
 
 
-def _run(recipe: Recipe, *, shared: Mapping[str, Path], say: Callable[[str], None]) -> None:
+def run_level(recipe: Recipe, *, shared: Mapping[str, Path], say: Callable[[str], None]) -> None:
+    """Run a recipe's stages that are not up to date, in a run folder whose shared stages are symlinks."""
     for stage, folder in shared.items():
         _link(recipe.run_dir / stage, folder)
     for stage in recipe.stages:
