@@ -21,6 +21,9 @@ def study(
     arm: Annotated[list[str] | None, typer.Option(help="Run only this arm; repeat.")] = None,
     table: Annotated[bool, typer.Option("--table", help="Run nothing, print the table.")] = False,
     save: Annotated[bool, typer.Option("--save", help="Run nothing, print the table and save it.")] = False,
+    latency: Annotated[
+        bool, typer.Option("--latency", help="Run nothing, time the finished arms in turns.")
+    ] = False,
     results: Annotated[Path, typer.Option(help="Where --save puts it.")] = Path("results/studies"),
     device: Annotated[str | None, typer.Option(help="What trained it, for --save; else this one.")] = None,
 ) -> None:
@@ -31,14 +34,20 @@ def study(
     from lasar.study.files import load_study
     from lasar.study.reading import finished_cells, study_result
     from lasar.study.running import run_study
+    from lasar.study.timing import time_arms
 
     loaded, console = load_study(file, overrides=overrides or ()), Console()
-    if not (table or save):
+    if latency:
+        time_arms(loaded, say=lambda line: console.print(line, highlight=False))
+    elif not (table or save):
         run_study(loaded, seeds=seed, arms=arm, say=lambda line: console.print(line, highlight=False))
     cells, stale = finished_cells(loaded)
     for line in stale:
         console.print(f"out of date, not in the table: {line}", highlight=False, markup=False)
-    done, planned = sum(not cell.before for cell in cells), len(loaded.file.seeds) * len(loaded.arms)
+    done, planned = (
+        sum(cell.kind == "arm" for cell in cells),
+        sum(len(loaded.seeds_of(arm)) for arm in loaded.arms),
+    )
     console.print(f"{done} of {planned} cells are finished in {loaded.root}", highlight=False)
     if not done and save:
         raise ArtifactError(f"{loaded.root}: nothing to save; run: lasar study {file}")

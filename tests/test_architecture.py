@@ -16,7 +16,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # A part imports itself and the parts before it. Whoever adds a part decides here where it stands.
 ORDER = (
     "errors", "config", "artifacts", "progress", "data", "sid", "prompts", "model", "engine", "decoding",
-    "recommender", "cot", "evaluation", "training", "rl", "baselines", "stages", "study", "cli_tables", "cli",
+    "recommender", "cot", "evaluation", "training", "rl", "baselines", "stages", "study", "cli_tables",
+    "cli_studies", "cli",
 )  # fmt: skip
 # Not in the line: `serving` stands on the recommender and never sees training code; `lasar` only opens doors.
 BELOW_RECOMMENDER = frozenset(ORDER[: ORDER.index("recommender") + 1])
@@ -27,7 +28,7 @@ MAY_IMPORT = {
 }
 MAY_IMPORT["cli"] |= {"serving"}
 # Baselines are peers to compare with: nothing but a stage may depend on one.
-for _part in ("study", "cli_tables", "cli"):
+for _part in ("study", "cli_tables", "cli_studies", "cli"):
     MAY_IMPORT[_part] -= {"baselines"}
 
 FORBIDDEN_NAMES = {"util", "utils", "helper", "helpers", "base", "manager", "managers", "common", "misc"}

@@ -14,12 +14,14 @@ from typer.testing import CliRunner
 
 from lasar.cli import app
 from lasar.errors import ArtifactError, ConfigError
-from lasar.evaluation.study_table import read_studies
+from lasar.evaluation.study_table import read_studies, write_study
+from lasar.evaluation.study_view import render_study
 from lasar.recommender import Recommender
 from lasar.stages import STAGES, latent_sft
 from lasar.study.files import load_study
 from lasar.study.reading import finished_cells, study_result
 from lasar.study.running import run_study
+from lasar.study.timing import read_latency, time_arms
 
 ROOT = Path(__file__).parents[1]
 STUDY = {
@@ -48,7 +50,7 @@ BASE = {
 
 def write(folder: Path, **changes) -> Path:
     (folder / "base.yaml").write_text(yaml.safe_dump(BASE))
-    (folder / "study.yaml").write_text(yaml.safe_dump({**STUDY, **changes}))
+    (folder / "study.yaml").write_text(yaml.safe_dump({**STUDY, **changes}, sort_keys=False))
     return folder / "study.yaml"
 
 
@@ -189,8 +191,8 @@ def test_the_table_is_what_was_measured(finished, shop):
     assert (len(cells), stale) == (6, [])
     result = study_result(study, cells, device="a box", commit="c0ffee")
     sft, none, one = result.rows
-    assert [(row.arm, row.before, row.seeds) for row in result.rows] == [
-        ("sft", True, (3, 4)), ("none", False, (3, 4)), ("one", False, (3, 4)),
+    assert [(row.arm, row.kind, row.seeds) for row in result.rows] == [
+        ("sft", "before", (3, 4)), ("none", "arm", (3, 4)), ("one", "arm", (3, 4)),
     ]  # fmt: skip
     values = {}
     for seed in (3, 4):
@@ -298,3 +300,94 @@ def test_nothing_finished_is_no_table(tmp_path):
     command = ["study", str(write(tmp_path)), f"run_dir={tmp_path / 'run'}"]
     assert "0 of 4 cells" in CliRunner().invoke(app, [*command, "--table"]).output
     assert isinstance(CliRunner().invoke(app, [*command, "--save"]).exception, ArtifactError)
+
+
+@pytest.fixture(scope="module")
+def several(shop, tmp_path_factory):
+    """Two systems of different stages, one of them with one seed, and counting beside them."""
+    folder = tmp_path_factory.mktemp("several")
+    base = {**BASE, "sasrec": {"hidden_size": 8, "epochs": 1, "training": {"precision": "fp32"}}}
+    base["gru4rec"] = {"hidden_size": 8, "epochs": 1, "training": {"precision": "fp32"}}
+    changes = {
+        "name": "systems", "per_arm": ["latent_sft", "sasrec", "gru4rec", "evaluate"], "reference": "ours",
+        "arms": {
+            "ours": {"evaluate.baselines": ["popularity"], "evaluate.also": ["sft"]},
+            "SASRec": {"evaluate.model": "sasrec", "evaluate.also": []},
+            "both": {"evaluate.model": "sasrec", "evaluate.also": ["gru4rec"]},
+        },
+        "only_seeds": {"both": [4]}, "also_report": {"nats": "latent_sft/metrics.json:end.nll"},
+    }  # fmt: skip
+    path = write(folder, **changes)
+    (folder / "base.yaml").write_text(yaml.safe_dump(base))
+    path.write_text(
+        yaml.safe_dump(
+            {k: v for k, v in yaml.safe_load(path.read_text()).items() if k != "model"}, sort_keys=False
+        )
+    )
+    study = load_study(path, overrides=[*overrides(shop)[:2], f"run_dir={folder / 'run'}"])
+    said: list[str] = []
+    run_study(study, arms=["SASRec"], seeds=[3], say=said.append)
+    assert not (folder / "run" / "seed-3" / "sft").exists(), "what no chosen arm needs is not run"
+    run_study(study, say=said.append)
+    return study, said
+
+
+def test_arms_of_different_systems_run_only_what_they_need(several):
+    study, said = several
+    assert "cell 5 of 5: seed 4, both" in said
+    cells, stale = finished_cells(study)
+    assert stale == []
+    rows = study_result(study, cells, device="a box", commit="c0ffee").rows
+    assert [(row.arm, row.kind, row.seeds) for row in rows] == [
+        ("popularity", "untrained", (3, 4)), ("sft", "before", (3, 4)), ("both/gru4rec", "before", (4,)),
+        ("ours", "arm", (3, 4)), ("SASRec", "arm", (3, 4)), ("both", "arm", (4,)),
+    ]  # fmt: skip
+    by_arm = {row.arm: row for row in rows}
+    assert not (study.root / "seed-3" / "SASRec" / "latent_sft").exists()
+    assert by_arm["SASRec"].reported == {"nats": None}
+    assert by_arm["ours"].reported["nats"] is not None
+    assert by_arm["popularity"].seconds is by_arm["popularity"].parameters is None
+    manifests = [
+        json.loads((study.root / "seed-3" / "SASRec" / stage / "manifest.json").read_text())["seconds"]
+        for stage in ("sasrec",)
+    ]
+    assert by_arm["SASRec"].pipeline_seconds.by_seed[0] == pytest.approx(sum(manifests))
+    assert by_arm["ours"].pipeline_seconds.mean > by_arm["ours"].seconds.mean
+    assert by_arm["SASRec"].parameters < by_arm["ours"].parameters
+    assert by_arm["both"].metrics["ndcg@10"].mean == by_arm["SASRec"].metrics["ndcg@10"].by_seed[1]
+
+
+def test_latency_is_measured_in_turns_and_shown(several, tmp_path, monkeypatch):
+    study, _ = several
+    said: list[str] = []
+    time_arms(study, say=said.append, batches=2)
+    assert [line.partition(":")[0] for line in said] == ["ours", "SASRec"]  # seed 3
+    result = study_result(study, finished_cells(study)[0], device="a box", commit="c0ffee")
+    latency = {row.arm: row.latency for row in result.rows if row.latency}
+    assert set(latency) == {"ours", "SASRec"}
+    assert all(
+        set(found.milliseconds) == {1, 32} and min(found.milliseconds.values()) > 0
+        for found in latency.values()
+    )
+    assert latency["SASRec"].steps == 0 < latency["ours"].steps
+    write_study(tmp_path / "systems.json", result)
+    (read,) = read_studies(tmp_path)
+    assert read.rows[-1].arm == "both"
+    assert "ms, batch 32" in render_study(read)
+    timed = json.loads((study.root / "latency.json").read_text())
+    timed["arms"]["ours"]["model"] = "another"
+    (study.root / "latency.json").write_text(json.dumps(timed))
+    assert set(read_latency(study)) == {"SASRec"}, "a model that was trained again was not timed"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"only_seeds": {"non": [3]}}, "only_seeds: no arm is called 'non'; did you mean 'none'"),
+        ({"only_seeds": {"none": [5]}}, r"only_seeds.none: \[5\]: give some of the seeds \[3, 4\]"),
+        ({"per_arm": ["latent_sft", "sasrec", "evaluate"]}, "per_arm: no arm's evaluation reads 'sasrec'"),
+    ],
+)
+def test_what_no_arm_needs_is_refused(tmp_path, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        load_study(write(tmp_path, **changes))

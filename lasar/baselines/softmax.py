@@ -31,7 +31,7 @@ def item_loss(hidden_PD: Tensor, table_JD: Tensor, targets_P: Tensor, *, tempera
     """
     device = hidden_PD.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_PD.dtype
-    loss: Tensor = _ItemLoss.apply(hidden_PD, table_JD[:-1], targets_P, temperature, dtype)
+    loss: Tensor = _ItemLoss.apply(hidden_PD, table_JD[:-1], targets_P, temperature, dtype)  # type: ignore[no-untyped-call]
     return loss
 
 

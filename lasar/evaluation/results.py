@@ -157,7 +157,7 @@ def row_from_run(
         "evaluated_on": metrics["split"],
         "method": method,
         "seed": manifest["seed"],
-        "params": _parameters(folder) if trained else None,
+        "params": parameters_of(folder) if trained else None,
         "train_targets": metrics["train_targets"],
         "metrics": {name: round(value, 6) for name, value in values.items()},
         "intervals": {name: [round(end, 6) for end in ends] for name, ends in intervals.items()},
@@ -179,7 +179,7 @@ def rows_from_run(run_dir: Path, *, recipe: str, device: str | None = None) -> l
     return [row_from_run(run_dir, recipe=recipe, method=method, device=device) for method in methods]
 
 
-def _parameters(folder: Path) -> int:
+def parameters_of(folder: Path) -> int:
     """Parameters of a language model, or of a trained baseline, whose weights lie in the artifact itself."""
     return count_parameters(folder / "model" if (folder / "model").is_dir() else folder)
 

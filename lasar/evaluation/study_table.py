@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -22,9 +23,11 @@ from lasar.evaluation.significance import bootstrap_means, holm
 METRICS = ("hr@10", "ndcg@10")
 SAMPLES = 2000
 _LEVEL = 0.95
+_KINDS = ("untrained", "before", "arm")  # as they are shown
 
 Values = NDArray[np.float64]
 Users = NDArray[np.int32]
+Kind = Literal["arm", "before", "untrained"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +40,11 @@ class Cell:
         users_U: indices of the users evaluated.
         values: metric -> value of each of them, float64 `[U]`.
         depth: mean number of latent steps; None where nothing reasons.
+        kind: an arm, a model from which one started, or a method without training beside them.
         seconds: wall time of training; None where it is not known.
+        pipeline_seconds: that of all stages that the model needs, but `prepare`.
+        parameters: trained ones; None where there are none.
         reported: further numbers by label; None where the arm has no such number.
-        before: whether this is the shared model that the arms started from.
     """
 
     arm: str
@@ -49,7 +54,9 @@ class Cell:
     depth: float | None = None
     seconds: float | None = None
     reported: Mapping[str, float | None]
-    before: bool = False
+    kind: Kind = "arm"
+    pipeline_seconds: float | None = None
+    parameters: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,13 +96,23 @@ class Difference(StageConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Latency(StageConfig):
+    """How long an arm's first seed takes to answer, measured in turns with the other arms."""
+
+    milliseconds: dict[int, float]
+    """Requests ranked together -> median time of the batch divided by them."""
+    steps: float
+    """Latent steps, or words written, before an answer; mean over the requests."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class StudyRow(StageConfig):
     """One arm of the table."""
 
     arm: str
     """Its name."""
-    before: bool
-    """Whether this is the shared model that the arms started from."""
+    kind: Kind
+    """An arm, a model from which one started, or a method without training beside them."""
     changes: dict[str, Any]
     """What it changes in the base recipe."""
     settings: dict[str, dict[str, Any]]
@@ -108,8 +125,14 @@ class StudyRow(StageConfig):
     """Mean number of latent steps."""
     seconds: Quantity | None
     """Wall time of training."""
+    pipeline_seconds: Quantity | None = None
+    """Wall time of all stages that the model needs, but `prepare`."""
+    parameters: int | None = None
+    """Trained ones, of the first seed."""
     reported: dict[str, Quantity | None]
     """Further numbers by label."""
+    latency: Latency | None = None
+    """How long a request takes; null where it was not measured."""
     against_reference: dict[str, Difference] | None
     """By metric; null for the reference and for arms without a seed in common."""
 
@@ -251,26 +274,28 @@ def build_rows(
     *,
     changes: Mapping[str, Mapping[str, Any]],
     settings: Mapping[str, Mapping[str, Mapping[str, Any]]],
+    latency: Mapping[str, Latency] = MappingProxyType({}),
     samples: int = SAMPLES,
 ) -> tuple[StudyRow, ...]:
-    """The table's rows: what the arms started from, then the arms in the order of `changes`.
+    """The table's rows: methods without training, what the arms started from, the arms in the order of `changes`.
 
     Args:
         cells: the finished ones, in any order.
         reference: the arm that every other is compared with.
         changes: by arm, what it changes in the base recipe.
         settings: by arm, every value of the stages that were run for it.
+        latency: by arm, how long it takes to answer, where that was measured.
         samples: bootstrap samples of the comparisons.
     """
     compared = compare_arms(cells, reference, samples=samples)
     by_arm: dict[str, list[Cell]] = {}
-    for cell in sorted(cells, key=lambda cell: (not cell.before, cell.seed)):
+    for cell in sorted(cells, key=lambda cell: (_KINDS.index(cell.kind), cell.seed)):
         by_arm.setdefault(cell.arm, []).append(cell)
     order = [*(arm for arm in by_arm if arm not in changes), *(arm for arm in changes if arm in by_arm)]
     return tuple(
         StudyRow(
             arm=arm,
-            before=by_arm[arm][0].before,
+            kind=by_arm[arm][0].kind,
             changes=dict(changes.get(arm, {})),
             settings={stage: dict(values) for stage, values in settings.get(arm, {}).items()},
             seeds=tuple(cell.seed for cell in by_arm[arm]),
@@ -280,6 +305,9 @@ def build_rows(
             },
             depth=_quantity([cell.depth for cell in by_arm[arm]]),
             seconds=_quantity([cell.seconds for cell in by_arm[arm]]),
+            pipeline_seconds=_quantity([cell.pipeline_seconds for cell in by_arm[arm]]),
+            parameters=by_arm[arm][0].parameters,
+            latency=latency.get(arm),
             reported={
                 label: _quantity([cell.reported[label] for cell in by_arm[arm]])
                 for label in by_arm[arm][0].reported

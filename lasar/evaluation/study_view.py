@@ -7,6 +7,7 @@ from rich.table import Table
 
 from lasar.evaluation.study_table import METRICS, Quantity, StudyResult, StudyRow
 
+_KINDS = {"before": "before", "untrained": "no training"}
 _NOTE = (
     "Plus-minus and sd: standard deviation over seeds. A difference is over the same seeds and users; brackets are "
     "its 95 % interval over users and training runs (over users alone where there is one seed), p is corrected by "
@@ -19,7 +20,11 @@ def study_cells(result: StudyResult) -> tuple[list[str], list[list[str]]]:
     """Header and cells of the table, as text."""
     labels = list(result.rows[0].reported) if result.rows else []
     names = [metric.upper() for metric in METRICS]
+    sizes = sorted({size for row in result.rows if row.latency for size in row.latency.milliseconds})
+    sized = any(row.parameters for row in result.rows)
     header = ["arm", "changes", "seeds", *names, "depth", *labels, "training"]
+    header += ["with all stages", "parameters"] if sized else []
+    header += [f"ms, batch {size}" for size in sizes]
     header += [f"{name} minus {result.reference}" for name in names]
     table = []
     for row in result.rows:
@@ -27,12 +32,14 @@ def study_cells(result: StudyResult) -> tuple[list[str], list[list[str]]]:
         table.append(
             [
                 row.arm,
-                "before" if row.before else changes or "-",
+                changes or "-" if row.kind == "arm" else _KINDS[row.kind],
                 ", ".join(map(str, row.seeds)),
                 *(_shown(row.metrics[metric], 4) for metric in METRICS),
                 _shown(row.depth, 2),
                 *(_shown(row.reported[label], 3) for label in labels),
-                "-" if row.seconds is None else f"{row.seconds.mean / 60:.1f} min",
+                _minutes(row.seconds),
+                *([_minutes(row.pipeline_seconds), _millions(row.parameters)] if sized else []),
+                *(_latency(row, size) for size in sizes),
                 *(_verdict(row, metric, result.reference) for metric in METRICS),
             ]
         )
@@ -79,6 +86,20 @@ def _shown(value: Quantity | None, digits: int) -> str:
     if value is None:
         return "-"
     return f"{value.mean:.{digits}f}" + ("" if value.sd is None else f" +- {value.sd:.{digits}f}")
+
+
+def _minutes(seconds: Quantity | None) -> str:
+    return "-" if seconds is None else f"{seconds.mean / 60:.1f} min"
+
+
+def _millions(parameters: int | None) -> str:
+    return "-" if parameters is None else f"{parameters / 1e6:.2f} M"
+
+
+def _latency(row: StudyRow, size: int) -> str:
+    if row.latency is None or size not in row.latency.milliseconds:
+        return "-"
+    return f"{row.latency.milliseconds[size]:.2f}"
 
 
 def _verdict(row: StudyRow, metric: str, reference: str) -> str:

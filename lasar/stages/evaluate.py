@@ -6,7 +6,7 @@ and `examples.json`. The model ranks in shards kept in the scratch folder, so a 
 Shapes: Q users, K rank positions.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -110,7 +110,8 @@ def run(config: Config, context: StageContext) -> None:
     if config.max_users is not None:
         cases = cases.subset(config.max_users, context.seed)
 
-    ranks = {stage: _ranker(stage, config, context) for stage in (config.model, *config.also)}
+    stages, seed = (config.model, *config.also), context.seed
+    ranks = {stage: ranker(stage, config, context.inputs, seed=seed) for stage in stages}
     found = {
         stage: _ranked(
             rank, cases, config.depth.choice if stage == config.model else "auto", config, context, stage
@@ -180,14 +181,14 @@ def show(folder: Path, console: Console) -> None:
     print_metrics(read_json(folder / "metrics.json"), console)
 
 
-def _ranker(stage: str, config: Config, context: StageContext) -> "Rank":
-    """One trained model as a function of users and depth."""
+def ranker(stage: str, config: Config, inputs: Mapping[str, Path], *, seed: int) -> "Rank":
+    """One trained model as a function of histories, baskets and depth."""
     from lasar.baselines.opened import open_ranker
 
     return open_ranker(
-        context.inputs[stage], prepare=context.inputs["prepare"], quantize=context.inputs["quantize"],
-        device=config.device, precision=config.precision, k=config.k, beam_width=config.beam_width,
-        exclude_seen=config.exclude_seen, seed=context.seed,
+        inputs[stage], prepare=inputs["prepare"], quantize=inputs["quantize"], device=config.device,
+        precision=config.precision, k=config.k, beam_width=config.beam_width,
+        exclude_seen=config.exclude_seen, seed=seed,
     )  # fmt: skip
 
 

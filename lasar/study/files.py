@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -33,10 +33,12 @@ class StudyFile(StageConfig):
     """Stages run for every arm and seed; `evaluate` is one."""
     reference: str
     """The arm that every other is compared with."""
-    model: str
-    """The stage whose model is compared."""
+    model: str = ""
+    """The stage whose model is compared; without, each arm's own `evaluate.model`."""
     arms: dict[str, dict[str, Any] | None]
     """Arm -> what it changes: `stage.key: value`."""
+    only_seeds: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """Arm -> the seeds it is run with, where not all."""
     also_report: dict[str, str] = field(default_factory=dict)
     """Label -> `stage/file.json:key.path` of a further number; of a `.jsonl` the mean of its last ten records."""
 
@@ -69,17 +71,34 @@ class Study:
         return self._recipe(self.root / f"seed-{seed}", self.file.per_seed, seed=seed)
 
     def of_cell(self, seed: int, arm: str) -> Recipe:
-        """An arm's own stages."""
+        """An arm's own stages: of `per_arm`, what its evaluation reads and what reads its evaluation."""
         folder = self.root / f"seed-{seed}" / arm
         try:
-            return self._recipe(folder, self.file.per_arm, seed=seed, changes=self.arms[arm])
+            recipe = self._recipe(folder, self.file.per_arm, seed=seed, changes=self.arms[arm])
         except ConfigError as error:
             raise ConfigError(f"{self.path}: arms.{arm}: {error}") from None
+        needed = needed_stages(recipe, "evaluate")
+        after = {s for s in recipe.stages if "evaluate" in STAGES[s].inputs(recipe.configs[s])}
+        return replace(recipe, stages=tuple(s for s in recipe.stages if s in needed | after))
 
-    def shared(self, seed: int) -> dict[str, Path]:
-        """Folder of every stage that the arms of a seed share."""
+    def seeds_of(self, arm: str) -> tuple[int, ...]:
+        """Seeds that an arm is run with."""
+        return self.file.only_seeds.get(arm, self.file.seeds)
+
+    def model_of(self, arm: str) -> str:
+        """The stage whose model an arm is compared by."""
+        config = self.of_cell(self.file.seeds[0], arm).configs["evaluate"]
+        assert isinstance(config, evaluate.Config)
+        return self.file.model or config.model
+
+    def shared(self, seed: int, arms: Iterable[str] | None = None) -> dict[str, Path]:
+        """Folder of every stage that the arms of a seed share; with `arms`, of those that they need."""
         once = {stage: self.root / "once" / stage for stage in self.file.once}
-        return once | {stage: self.root / f"seed-{seed}" / stage for stage in self.file.per_seed}
+        every = once | {stage: self.root / f"seed-{seed}" / stage for stage in self.file.per_seed}
+        if arms is None:
+            return every
+        needed = set[str]().union(*(needed_stages(self.of_cell(seed, arm), "evaluate") for arm in arms))
+        return {stage: folder for stage, folder in every.items() if stage in needed}
 
     def _recipe(
         self,
@@ -91,6 +110,17 @@ class Study:
     ) -> Recipe:
         own = {"name": self.file.name, "seed": seed, "run_dir": str(run_dir), "stages": list(stages)}
         return recipe_of(self.base, self.overrides, changes, own)
+
+
+def needed_stages(recipe: Recipe, stage: str) -> set[str]:
+    """A stage and everything that it reads, directly or through others."""
+    needed, waiting = set[str](), [stage]
+    while waiting:
+        name = waiting.pop()
+        if name not in needed and name in STAGES:
+            needed.add(name)
+            waiting += STAGES[name].inputs(recipe.configs[name])
+    return needed
 
 
 def recipe_of(
@@ -167,6 +197,13 @@ def _check_names(study: Study) -> None:
         raise ConfigError(
             f"{path}: reference: no arm is called {file.reference!r}{nearest(file.reference, file.arms)}"
         )
+    for arm, seeds in file.only_seeds.items():
+        if arm not in file.arms:
+            raise ConfigError(f"{path}: only_seeds: no arm is called {arm!r}{nearest(arm, file.arms)}")
+        if not seeds or len(set(seeds)) != len(seeds) or set(seeds) - set(file.seeds):
+            raise ConfigError(
+                f"{path}: only_seeds.{arm}: {list(seeds)}: give some of the seeds {list(file.seeds)}"
+            )
     for label, place in file.also_report.items():
         if not re.fullmatch(r"[^:]+/[^:]+\.jsonl?:.+", place):
             raise ConfigError(
@@ -186,17 +223,22 @@ def _check_stages(study: Study) -> None:
             seen[stage] = key
     if seen.get("evaluate") != "per_arm":
         raise ConfigError(f"{path}: per_arm: must hold 'evaluate', which measures the arms")
-    made: set[str] = set()
-    recipes = (study.once(), study.of_seed(study.file.seeds[0]))
-    for recipe in (*recipes, *(study.of_cell(study.file.seeds[0], arm) for arm in study.arms)):
-        for stage in recipe.stages:
-            for upstream in STAGES[stage].inputs(recipe.configs[stage]):
-                if upstream not in made:
-                    raise ConfigError(
-                        f"{path}: {seen[stage]}: {stage!r} reads {upstream!r}; "
-                        f"name it in the same list or in one before it"
-                    )
-            made.add(stage)
+    levels, read = [study.once(), study.of_seed(study.file.seeds[0])], set[str]()
+    for arm in study.arms:
+        made = set[str]()
+        for recipe in (*levels, study.of_cell(study.file.seeds[0], arm)):
+            for stage in recipe.stages:
+                for upstream in STAGES[stage].inputs(recipe.configs[stage]):
+                    if upstream not in made:
+                        raise ConfigError(
+                            f"{path}: {seen[stage]}: {stage!r} reads {upstream!r}; "
+                            f"name it in the same list or in one before it"
+                        )
+                made.add(stage)
+        read |= made
+    for stage in study.file.per_arm:
+        if stage not in read:
+            raise ConfigError(f"{path}: per_arm: no arm's evaluation reads {stage!r}; leave it out")
 
 
 def _check_arm(study: Study, arm: str) -> None:
@@ -212,7 +254,7 @@ def _check_arm(study: Study, arm: str) -> None:
         config = study.of_cell(seed, arm).configs["evaluate"]
         assert isinstance(config, evaluate.Config)
         evaluated = (config.model, *config.also)
-        if file.model not in evaluated:
+        if file.model and file.model not in evaluated:
             raise ConfigError(
                 f"{path}: model: {file.model!r} is not evaluated in arm {arm!r}{nearest(file.model, evaluated)}; "
                 f"set evaluate.model or evaluate.also in {study.base}"

@@ -11,9 +11,11 @@ import numpy as np
 from lasar.artifacts import MANIFEST, content_hash, read_json, read_manifest
 from lasar.config import Recipe, parse_section
 from lasar.errors import DataError, LasarError
-from lasar.evaluation.study_table import METRICS, Cell, StudyResult, build_rows
+from lasar.evaluation.results import parameters_of
+from lasar.evaluation.study_table import METRICS, Cell, Kind, StudyResult, build_rows
 from lasar.stages import STAGES, evaluate
-from lasar.study.files import Study
+from lasar.study.files import Study, needed_stages
+from lasar.study.timing import read_latency
 
 _LATEST = 10  # records of a curve that a reported number is the mean of
 
@@ -34,7 +36,7 @@ def finished_cells(study: Study) -> tuple[list[Cell], list[str]]:
     for seed in study.file.seeds:
         for arm in order:
             recipe = study.of_cell(seed, arm)
-            if not (recipe.run_dir / "evaluate" / MANIFEST).is_file():
+            if seed not in study.seeds_of(arm) or not (recipe.run_dir / "evaluate" / MANIFEST).is_file():
                 continue
             parts = (study.once(), study.of_seed(seed), recipe)
             reason = next(
@@ -45,10 +47,12 @@ def finished_cells(study: Study) -> tuple[list[Cell], list[str]]:
                 continue
             config = recipe.configs["evaluate"]
             assert isinstance(config, evaluate.Config)
-            cells[seed, arm] = _cell(study, recipe, config, arm=arm, method=study.file.model)
-            for method in config.also:
-                if method in study.shared(seed) and (seed, method) not in cells:
-                    cells[seed, method] = _cell(study, recipe, config, arm=method, method=method)
+            cells[seed, arm] = _cell(study, recipe, config, arm=arm, method=study.model_of(arm))
+            evaluated = read_json(recipe.run_dir / "evaluate" / "metrics.json")["methods"]
+            for method in (*config.also, *config.baselines):
+                name = f"{arm}/{method}" if method in recipe.stages else method
+                if method in evaluated and method != study.model_of(arm) and (seed, name) not in cells:
+                    cells[seed, name] = _cell(study, recipe, config, arm=name, method=method)
     return list(cells.values()), stale
 
 
@@ -64,7 +68,7 @@ def study_result(study: Study, cells: Sequence[Cell], *, device: str, commit: st
     Raises:
         DataError: the cells do not belong in one table.
     """
-    done = [cell for cell in cells if not cell.before]
+    done = [cell for cell in cells if cell.kind == "arm"]
     folders = [study.of_cell(cell.seed, cell.arm).run_dir for cell in done]
     facts = {
         folder: {
@@ -81,7 +85,10 @@ def study_result(study: Study, cells: Sequence[Cell], *, device: str, commit: st
                 raise DataError(
                     f"{folder}: {key} is {value}, but {first[key]} in {folders[0]}; arms must be evaluated alike"
                 )
-    versions = {json.dumps(read_manifest(folder / study.file.model)["versions"]): None for folder in folders}
+    versions = {
+        json.dumps(read_manifest(folder / study.model_of(cell.arm))["versions"]): None
+        for folder, cell in zip(folders, done, strict=True)
+    }
     seed = done[0].seed
     return StudyResult(
         name=study.file.name,
@@ -93,7 +100,7 @@ def study_result(study: Study, cells: Sequence[Cell], *, device: str, commit: st
         planned_seeds=study.file.seeds,
         shared=settings_of(study.once()) | settings_of(study.of_seed(seed)),
         rows=build_rows(
-            cells, study.file.reference, changes=study.arms,
+            cells, study.file.reference, changes=study.arms, latency=read_latency(study),
             settings={arm: settings_of(study.of_cell(seed, arm)) for arm in study.arms},
         ),
         device=device,
@@ -135,29 +142,36 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _cell(study: Study, recipe: Recipe, config: evaluate.Config, *, arm: str, method: str) -> Cell:
     import polars as pl
 
-    run_dir, before = recipe.run_dir, arm not in study.arms
+    run_dir = recipe.run_dir
     found = pl.read_parquet(run_dir / "evaluate" / "per_user.parquet").filter(pl.col("method") == method)
     for metric in METRICS:
         if metric not in found.columns:
             raise DataError(f"{run_dir / 'evaluate'}: no {metric!r}; a study needs evaluate.k=10 or more")
+    trained = method in STAGES
+    kind: Kind = "untrained" if not trained else "arm" if arm in study.arms else "before"
     depth = read_json(run_dir / "evaluate" / "metrics.json")["depth"]["mean"]
+    all_stages = needed_stages(recipe, method) - {"prepare"} if trained else set()
     return Cell(
         arm=arm,
+        kind=kind,
         seed=recipe.seed,
         users_U=found["user_index"].to_numpy().astype(np.int32),
         values={metric: found[metric].to_numpy().astype(np.float64) for metric in METRICS},
         depth=depth if method == config.model else None,
-        seconds=read_manifest(run_dir / method)["seconds"],
+        seconds=read_manifest(run_dir / method)["seconds"] if trained else None,
+        pipeline_seconds=sum(read_manifest(run_dir / s)["seconds"] for s in all_stages) if trained else None,
+        parameters=parameters_of(run_dir / method) if trained else None,
         reported={
-            label: None if before else _reported(run_dir, place)
+            label: _reported(run_dir, place) if kind == "arm" else None
             for label, place in study.file.also_report.items()
         },
-        before=before,
     )
 
 
 def _reported(run_dir: Path, place: str) -> float | None:
     file, _, keys = place.partition(":")
+    if not (run_dir / file).parent.is_dir():
+        return None  # a stage that this arm does not have
     if file.endswith(".jsonl"):
         records = [json.loads(line) for line in (run_dir / file).read_text(encoding="utf-8").splitlines()]
         latest = [record[keys] for record in records if keys in record][-_LATEST:]

@@ -1,7 +1,8 @@
 """Run a study's stages, level by level, each level a run folder whose shared stages are symlinks."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -35,20 +36,28 @@ def run_study(
     """
     seeds = _chosen(seeds, study.file.seeds, "--seed", study.path)
     arms = _chosen(arms, tuple(study.arms), "--arm", study.path)
-    first = study.once()
-    for recipe in (first, study.of_seed(seeds[0]), *(study.of_cell(seeds[0], arm) for arm in arms)):
+    cells = [(seed, arm) for seed in seeds for arm in arms if seed in study.seeds_of(arm)]
+    if not cells:
+        raise ConfigError(f"{study.path}: only_seeds leaves nothing of what was asked for")
+    first = _only(study.once(), study.shared(seeds[0], arms))
+    for recipe in (first, study.of_seed(seeds[0]), *(study.of_cell(*cell) for cell in cells)):
         for stage in recipe.stages:  # a wrong path is found now, not when its stage begins
             STAGES[stage].sources(recipe.configs[stage])
     run_level(first, shared={}, say=say)
-    number = 0
-    for seed in seeds:
-        shared = study.shared(seed)
-        once = {stage: shared[stage] for stage in study.file.once}
-        run_level(study.of_seed(seed), shared=once, say=say)
-        for arm in arms:
-            number += 1
-            say(f"cell {number} of {len(seeds) * len(arms)}: seed {seed}, {arm}")
-            run_level(study.of_cell(seed, arm), shared=shared, say=say)
+    started = set[int]()
+    for number, (seed, arm) in enumerate(cells, start=1):
+        if seed not in started:
+            shared = study.shared(seed, [other for other_seed, other in cells if other_seed == seed])
+            once = {stage: folder for stage, folder in shared.items() if stage in study.file.once}
+            run_level(_only(study.of_seed(seed), shared), shared=once, say=say)
+            started.add(seed)
+        say(f"cell {number} of {len(cells)}: seed {seed}, {arm}")
+        run_level(study.of_cell(seed, arm), shared=study.shared(seed, [arm]), say=say)
+
+
+def _only(recipe: Recipe, needed: Container[str]) -> Recipe:
+    """A recipe without the stages that nobody needs."""
+    return replace(recipe, stages=tuple(stage for stage in recipe.stages if stage in needed))
 
 
 def _chosen(given: Sequence[T] | None, valid: Sequence[T], option: str, path: Path) -> list[T]:

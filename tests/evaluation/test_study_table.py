@@ -164,7 +164,7 @@ def test_arms_are_compared_on_common_seeds_and_users_and_corrected_over_the_tabl
 def result(**changes):
     cells = [
         cell("kl", 0, 10), cell("kl", 1, 12), cell("none", 1, 12, reported={"nats": None}),
-        cell("sft", 0, 4, before=True, depth=None), cell("sft", 1, 8, before=True, depth=None),
+        cell("sft", 0, 4, kind="before", depth=None), cell("sft", 1, 8, kind="before", depth=None),
     ]  # fmt: skip
     rows = build_rows(
         cells, "kl", changes={"none": {"latent_sft.alignment": "none"}, "kl": {}, "unfinished": {}},
