@@ -19,9 +19,11 @@ from lasar.config import StageConfig, parse_section
 from lasar.errors import ConfigError, DataError
 from lasar.evaluation.results_page import render_page, render_plots
 from lasar.evaluation.study_table import read_studies
+from lasar.evaluation.tuning_table import read_tunings
 
 JSONL = Path("results/results.jsonl")
 STUDIES = "studies"  # folder beside the rows: one JSON file per study
+TUNINGS = "tunings"  # the same of tunings
 PAGE = Path("docs/results.md")
 REQUIRED_METRICS = ("hr@10", "recall@10", "ndcg@10")
 
@@ -277,4 +279,5 @@ def _expected(results: Path, docs: Path) -> dict[Path, str]:
     existing = docs.read_text(encoding="utf-8") if docs.is_file() else None
     plots = {docs.parent / name: svg for name, svg in render_plots(rows).items()}
     studies = read_studies(results.parent / STUDIES)
-    return {docs: render_page(rows, studies=studies, existing=existing), **plots}
+    tunings = read_tunings(results.parent / TUNINGS)
+    return {docs: render_page(rows, studies=studies, tunings=tunings, existing=existing), **plots}
