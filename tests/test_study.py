@@ -328,6 +328,7 @@ def several(shop, tmp_path_factory):
     said: list[str] = []
     run_study(study, arms=["SASRec"], seeds=[3], say=said.append)
     assert not (folder / "run" / "seed-3" / "sft").exists(), "what no chosen arm needs is not run"
+    assert [cell.arm for cell in finished_cells(study)[0]] == ["SASRec"]
     run_study(study, say=said.append)
     return study, said
 

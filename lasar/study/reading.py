@@ -38,10 +38,10 @@ def finished_cells(study: Study) -> tuple[list[Cell], list[str]]:
             recipe = study.of_cell(seed, arm)
             if seed not in study.seeds_of(arm) or not (recipe.run_dir / "evaluate" / MANIFEST).is_file():
                 continue
+            needed = needed_stages(recipe, "evaluate")
             parts = (study.once(), study.of_seed(seed), recipe)
-            reason = next(
-                (found for part in parts for stage in part.stages if (found := stale_reason(part, stage))), ""
-            )
+            made = [(part, stage) for part in parts for stage in part.stages if stage in needed]
+            reason = next((found for part, stage in made if (found := stale_reason(part, stage))), "")
             if reason:
                 stale.append(f"seed {seed}, {arm}: {reason}")
                 continue
