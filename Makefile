@@ -15,8 +15,9 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 DEMO_USER ?= 12347
 PYTEST_FLAGS ?= -q
+STUDY ?= recipes/study/beauty_main.yaml
 
-.PHONY: help demo test check bench docs results mini clean
+.PHONY: help demo test check bench docs results study mini clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -48,6 +49,10 @@ mini: $(VENV)/.installed ## the whole pipeline on a tiny made-up shop (seconds)
 
 bench: $(VENV)/.installed-dev ## speed and memory against named peers, one JSON line each (those that need no run)
 	@for script in stage1 stage2 rl beam_search attention_backends; do $(BIN)/python benchmarks/$$script.py; done
+
+study: $(VENV)/.installed ## the main table: STUDY=recipes/study/NAME.yaml SOURCE=FOLDER, part of it with ARGS="--seed 1 --arm SASRec"
+	@test -n "$(SOURCE)" || { echo "study: where is the data? make study SOURCE=FOLDER (docs/studies.md says which files)" >&2; exit 2; }
+	@$(BIN)/lasar study $(STUDY) prepare.source=$(SOURCE) $(ARGS)
 
 results: $(VENV)/.installed ## regenerate docs/results.md and its plots from results/results.jsonl
 	@$(BIN)/lasar results render
