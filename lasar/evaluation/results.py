@@ -17,6 +17,7 @@ import pydantic
 from lasar.artifacts import read_json, read_manifest
 from lasar.config import StageConfig, parse_section
 from lasar.errors import ConfigError, DataError
+from lasar.evaluation.pareto_plot import is_timed, plot_name, render_pareto
 from lasar.evaluation.results_page import render_page, render_plots
 from lasar.evaluation.study_table import read_studies
 from lasar.evaluation.tuning_table import read_tunings
@@ -280,4 +281,5 @@ def _expected(results: Path, docs: Path) -> dict[Path, str]:
     plots = {docs.parent / name: svg for name, svg in render_plots(rows).items()}
     studies = read_studies(results.parent / STUDIES)
     tunings = read_tunings(results.parent / TUNINGS)
+    plots |= {docs.parent / plot_name(study): render_pareto(study) for study in studies if is_timed(study)}
     return {docs: render_page(rows, studies=studies, tunings=tunings, existing=existing), **plots}

@@ -5,6 +5,7 @@ import json
 from rich.console import Console
 from rich.table import Table
 
+from lasar.evaluation.pareto_plot import is_timed, plot_name
 from lasar.evaluation.study_table import METRICS, Quantity, StudyResult, StudyRow
 
 _KINDS = {"before": "before", "untrained": "no training"}
@@ -56,8 +57,9 @@ def render_study(result: StudyResult) -> str:
     where = (
         f"{result.dataset}: {result.split}, {result.evaluated_on}, {result.num_users:,} users per seed{seen}"
     )
+    plot = f"![Quality and latency of {result.name}]({plot_name(result)})\n\n" if is_timed(result) else ""
     return (
-        f"## Study `{result.name}`: {where}\n\n{rendered}\n\n{_NOTE}\n\n"
+        f"## Study `{result.name}`: {where}\n\n{rendered}\n\n{_NOTE}\n\n{plot}"
         f"Study: `{result.file}`, on `{result.base}`. Device: {result.device}. Commit: `{result.commit}`.\n"
     )
 
