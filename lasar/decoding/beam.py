@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lasar.decoding.item_logits import with_item_logits
 from lasar.decoding.trie import ItemFilter, Trie
 from lasar.model.backbone import head_rows
 from lasar.model.prompt import Prefix
@@ -130,8 +131,11 @@ def score_children(
     below = trie.levels[level + 1]
     token_BWM = below.code[child_BWM] + (vocabulary.level_start(level) - first)
     if vocabulary.normalise == "trie":
-        logits_BWM = logits_BWV.gather(2, token_BWM).masked_fill(~real_BWM, -torch.inf)
-        logprobs_BWM = logits_BWM.log_softmax(-1)
+        logits_BWM = with_item_logits(
+            logits_BWV.gather(2, token_BWM), model, hidden_BWD, child_BWM, real_BWM,
+            level=level, vocabulary=vocabulary, trie=trie,
+        )  # fmt: skip
+        logprobs_BWM = logits_BWM.masked_fill(~real_BWM, -torch.inf).log_softmax(-1)
     else:
         logprobs_BWM = logits_BWV.log_softmax(-1).gather(2, token_BWM)
     # Filters come after normalising: leaving items out does not change the scores of the others.

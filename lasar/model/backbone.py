@@ -47,6 +47,7 @@ def build_backbone(
     seed: int,
     text_size: int = 0,
     num_items: int = 0,
+    item_answers: bool = False,
 ) -> Backbone:
     """A preset with random weights, or a pre-trained causal LM with an extended vocabulary.
 
@@ -63,6 +64,7 @@ def build_backbone(
         text_size: text tokens that the model is to read and write; a preset gets that many, a pre-trained model
             must have them.
         num_items: items with tokens of their own; see `Vocabulary`.
+        item_answers: whether these tokens count in answers; see `Vocabulary`.
 
     Raises:
         ConfigError: no such preset or model, a model without that many tokens, or LoRA on a preset.
@@ -71,6 +73,7 @@ def build_backbone(
     sizes: dict[str, Any] = {
         "num_levels": num_levels, "codebook_size": codebook_size, "orders": orders, "max_history": max_history,
         "normalise": normalise, "num_items": num_items,
+        "item_answers": item_answers and num_items > 0 and normalise == "trie",
     }  # fmt: skip
     if name in PRESETS:
         if lora_rank:
@@ -159,6 +162,8 @@ def place_codes(
     with torch.no_grad():
         for table in (table_VD, output_table(model)):
             table[rows] = placed.to(table)
+        if vocabulary.item_answers and output_table(model) is not table_VD:
+            output_table(model)[vocabulary.first_item : vocabulary.size] = 0.0  # answers start as codes alone
 
 
 def save_backbone(backbone: Backbone, folder: Path) -> None:

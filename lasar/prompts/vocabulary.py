@@ -45,6 +45,8 @@ class Vocabulary:
         num_items: the first so many items have a token of their own that stands in place of the last code in
             histories, by which the model remembers single items (decision 0005). Answers are codes for every item,
             and items beyond these, added later, are codes in histories, too.
+        item_answers: whether the logit of such an item's token is added to that of its last code in answers (decision
+            0008); only where `normalise` is `trie`.
     """
 
     num_levels: int
@@ -54,6 +56,7 @@ class Vocabulary:
     max_history: int = 50
     normalise: Normalise = "trie"
     num_items: int = 0
+    item_answers: bool = False
 
     @property
     def pad(self) -> int:

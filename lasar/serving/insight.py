@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lasar.cot.anchors import AnchorStore
+from lasar.decoding.beam import score_children
 from lasar.model.backbone import head_rows
 from lasar.model.latent import finish_reasoning
 from lasar.model.prompt import encode_prompts
@@ -218,11 +219,8 @@ def _tree(snapshot: Snapshot, thought: Thought, beam: NDArray[np.int32]) -> Node
 def _child_logprobs(snapshot: Snapshot, hidden_WD: Tensor, nodes_W: Tensor, level: int) -> Tensor:
     """Log-probability of every child of every node, [W, M], normalised as the beam search does."""
     ranker = snapshot.recommender.ranker
-    vocabulary, trie = ranker.vocabulary, ranker.trie
-    first, last = vocabulary.normaliser(level)
-    logits_WV = (hidden_WD @ head_rows(ranker.reasoner.backbone, first, last).T).float()
-    child_WM, real_WM = (tensor[0] for tensor in trie.children(level, nodes_W[None]))
-    token_WM = trie.levels[level + 1].code[child_WM] + (vocabulary.level_start(level) - first)
-    if vocabulary.normalise == "trie":
-        return logits_WV.gather(1, token_WM).masked_fill(~real_WM, -torch.inf).log_softmax(-1)
-    return logits_WV.log_softmax(-1).gather(1, token_WM)
+    _, logprobs_1WM, _ = score_children(
+        ranker.reasoner.backbone, hidden_WD[None], nodes_W[None], level,
+        vocabulary=ranker.vocabulary, trie=ranker.trie, item_filter=None,
+    )  # fmt: skip
+    return logprobs_1WM[0]

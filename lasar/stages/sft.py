@@ -166,6 +166,7 @@ def _initial_backbone(
         max_history=config.max_history, normalise=config.loss_vocab, dropout=config.dropout,
         lora_rank=config.weights.lora_rank, seed=context.seed, text_size=text_size,
         num_items=len(catalog.codes_IL) if config.weights.item_tokens else 0,
+        item_answers=config.weights.item_answers,
     )  # fmt: skip
     if config.backbone not in PRESETS:
         check_tree_attention(backbone.model, max_tokens=backbone.vocabulary.max_tokens)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lasar.decoding.item_logits import with_item_logits
 from lasar.decoding.trie import Trie
 from lasar.model.attention import causal_mask, tree_mask
 from lasar.model.backbone import head_rows, trunk
@@ -166,7 +167,11 @@ def _trie_nll(
     logits_RC = (hidden_PD[row_R] @ head_rows(model, start, start + vocabulary.codebook_size).T).float()
     child_RM, real_RM = (tensor[0] for tensor in trie.children(level, nodes_P[row_R][None]))
     code_RM = trie.levels[level + 1].code[child_RM]
-    logprobs_RM = logits_RC.gather(1, code_RM).masked_fill(~real_RM, -torch.inf).log_softmax(-1)
+    logits_RM = with_item_logits(
+        logits_RC.gather(1, code_RM), model, hidden_PD[row_R], child_RM, real_RM,
+        level=level, vocabulary=vocabulary, trie=trie,
+    )  # fmt: skip
+    logprobs_RM = logits_RM.masked_fill(~real_RM, -torch.inf).log_softmax(-1)
     target_R1 = trie.node_of_item(level + 1, items_P[row_R])[:, None]
     hit_RM = (child_RM == target_R1) & real_RM
     return row_R, -logprobs_RM.gather(1, hit_RM.int().argmax(1, keepdim=True))[:, 0]

@@ -29,6 +29,8 @@ class Weights(StageConfig):
     """Rank of LoRA adapters on a pre-trained backbone (merged when saved); 0 trains all weights."""
     item_tokens: bool = True
     """In histories, an item's last code is a token of its own: a memory for single items (decision 0005)."""
+    item_answers: bool = True
+    """In answers, that token's logit is added to its last code's (decision 0008), where `loss_vocab` is `trie`."""
     forget_items: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.1
     """Share of those tokens that training replaces by plain codes, with which items added later are written."""
 

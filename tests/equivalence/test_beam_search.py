@@ -149,6 +149,35 @@ def test_beam_that_covers_the_catalogue_is_brute_force(name, normalise):
         assert (np.diff(scores[items >= 0]) <= 0).all()
 
 
+@pytest.mark.parametrize("known", [0, 25, 40])  # items with tokens of their own; the others were added later
+@torch.no_grad()
+def test_the_logit_of_an_items_token_counts_in_answers(known):
+    vocabulary = dataclasses.replace(VOCABULARY, num_items=known, item_answers=True)
+    model, codes = sharpened(build_preset("tiny", vocabulary=vocabulary, seed=1)), random_codes(40, seed=3)
+    tokens = vocabulary.item_tokens(codes)
+    baskets = np.zeros(2, np.int32)
+    prompt = vocabulary.render_history(tokens, np.array([7, 30], np.int32), baskets, open_order=True)
+    found = search(model, [prompt], codes, 60, vocabulary)
+    scores = found.scores_BW[0][found.items_BW[0] >= 0].numpy()
+    items = found.items_BW[0][found.items_BW[0] >= 0].tolist()
+    assert sorted(items) == list(range(40))
+    for item, score in zip(items, scores, strict=True):
+        total, path = 0.0, codes[item].tolist()
+        for level in range(vocabulary.num_levels):
+            written = [vocabulary.level_start(i) + code for i, code in enumerate(path[:level])]
+            logits = model(torch.tensor([[*prompt.tolist(), *written]])).logits[0, -1].double()
+            rivals = {
+                row[level]: logits[vocabulary.level_start(level) + row[level]]
+                for row in codes.tolist() if row[:level] == path[:level]
+            }  # fmt: skip
+            if level == vocabulary.num_levels - 1:
+                for other, row in enumerate(codes[:known].tolist()):
+                    if row[:-1] == path[:-1]:
+                        rivals[row[-1]] = rivals[row[-1]] + logits[vocabulary.first_item + other]
+            total += float(torch.stack(list(rivals.values())).log_softmax(0)[list(rivals).index(path[level])])
+        assert score == pytest.approx(total, abs=2e-5)
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     num_items=st.integers(1, 60),

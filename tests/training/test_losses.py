@@ -47,10 +47,24 @@ def nll_of_item(prompt: list[int], item: int, vocabulary: Vocabulary) -> torch.T
             "full": list(range(vocabulary.first_item)),
         }[vocabulary.normalise]
         row = prompt + [vocabulary.level_start(i) + c for i, c in enumerate(codes[:level])]
-        logits = MODEL(torch.tensor([row])).logits[0, -1, rivals]
+        every = MODEL(torch.tensor([row])).logits[0, -1]
+        logits = every[rivals]
+        if level == len(codes) - 1 and vocabulary.item_answers:
+            logits = logits + own_logits(every, codes, vocabulary)
         target = torch.tensor([rivals.index(start + code)])
         total = total + functional.cross_entropy(logits[None], target)
     return total
+
+
+def own_logits(logits_V: torch.Tensor, codes: list[int], vocabulary: Vocabulary) -> torch.Tensor:
+    """By the definition: the logit of the token of every item that shares all codes but the last, by last code."""
+    items = sorted(
+        (i for i, c in enumerate(CODES.tolist()) if c[:-1] == codes[:-1]), key=lambda i: CODES[i, -1]
+    )
+    known = [
+        logits_V[vocabulary.first_item + i] if i < vocabulary.num_items else 0.0 * logits_V[0] for i in items
+    ]
+    return torch.stack(known)
 
 
 def one_example_per_target(vocabulary: Vocabulary) -> torch.Tensor:
@@ -63,12 +77,20 @@ def one_example_per_target(vocabulary: Vocabulary) -> torch.Tensor:
     return total
 
 
-@pytest.mark.parametrize("normalise", ["trie", "level", "sid", "full"])
+# Items with tokens of their own: with 4, items 4 and 5 were added later. In answers they count in the trie only.
 @pytest.mark.parametrize(
-    "num_items", [0, 4, 6]
-)  # with tokens of their own; 4: items 4 and 5 were added later
-def test_one_pass_over_a_history_equals_one_example_per_target(normalise: Normalise, num_items: int):
-    vocabulary = dataclasses.replace(VOCABULARY, normalise=normalise, num_items=num_items)
+    ("normalise", "num_items", "item_answers"),
+    [
+        *((normalise, count, False) for normalise in ("trie", "level", "sid", "full") for count in (0, 4, 6)),
+        ("trie", 4, True), ("trie", 6, True),
+    ],
+)  # fmt: skip
+def test_one_pass_over_a_history_equals_one_example_per_target(
+    normalise: Normalise, num_items: int, item_answers: bool
+):
+    vocabulary = dataclasses.replace(
+        VOCABULARY, normalise=normalise, num_items=num_items, item_answers=item_answers
+    )
     MODEL.zero_grad()
     batch = batch_of(*HISTORIES, vocabulary=vocabulary)
     result = tree_loss(MODEL, batch, vocabulary=vocabulary, trie=TRIE)
@@ -147,10 +169,14 @@ def test_every_item_of_an_order_is_predicted_from_its_opening(num_items: int):
     st.lists(st.tuples(st.integers(0, 5), st.integers(0, 1)), min_size=1, max_size=8),
     st.sampled_from(["trie", "level", "sid", "full"]),
     st.sampled_from([0, 3, 6]),
+    st.booleans(),
 )
-def test_nll_of_every_prediction_is_its_own(predictions, normalise, num_items):
+def test_nll_of_every_prediction_is_its_own(predictions, normalise, num_items, item_answers):
     """One row per prediction, in the order given, whatever level it is of."""
-    vocabulary = dataclasses.replace(VOCABULARY, normalise=normalise, num_items=num_items)
+    item_answers = item_answers and normalise == "trie"
+    vocabulary = dataclasses.replace(
+        VOCABULARY, normalise=normalise, num_items=num_items, item_answers=item_answers
+    )
     items, levels = (torch.tensor(column) for column in zip(*predictions, strict=True))
     hidden = torch.randn(len(items), 32, generator=torch.Generator().manual_seed(len(items)))
     targets = torch.from_numpy(vocabulary.item_tokens(CODES)).long()[items, levels]
@@ -164,7 +190,10 @@ def test_nll_of_every_prediction_is_its_own(predictions, normalise, num_items):
             "sid": list(range(vocabulary.first_code, vocabulary.first_item)),
             "full": list(range(vocabulary.first_item)),
         }[normalise]
-        expected = -logits[row, rivals].log_softmax(0)[rivals.index(start + codes[level])]
+        of_rivals = logits[row, rivals]
+        if item_answers and level == len(codes) - 1:
+            of_rivals = of_rivals + own_logits(logits[row], codes, vocabulary)
+        expected = -of_rivals.log_softmax(0)[rivals.index(start + codes[level])]
         torch.testing.assert_close(found[row], expected, atol=1e-5, rtol=1e-5)
 
 
