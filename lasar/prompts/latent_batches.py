@@ -8,7 +8,7 @@ Legend: B batch, T trunk tokens, P branches per row, N latent steps at most, A a
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,7 @@ class LatentBatch:
         lengths_B: tokens of each trunk.
         openings_BP: trunk position each branch leaves from; 0 where there is no branch.
         depths_BP: latent steps of each branch, deepest first within a row; 0 where there is no branch.
+        answer_depths_BP: after how many of them its answers are given; `depths_BP` unless answers come early.
         supervised_BP: whether the branch has a rationale (anchors, and a depth to imitate).
         anchors_BPN: anchor index of every step, -1 where there is none.
         weights_BP: answers of each branch; 0 where there is no branch.
@@ -46,6 +47,7 @@ class LatentBatch:
     lengths_B: Int64Array
     openings_BP: Int64Array
     depths_BP: Int64Array
+    answer_depths_BP: Int64Array
     supervised_BP: BoolArray
     anchors_BPN: Int32Array
     weights_BP: Int64Array
@@ -71,6 +73,7 @@ class _Row:
     openings: Int64Array  # [P]
     steps: list[Int32Array]  # anchors of each branch
     depths: Int64Array  # [P]
+    answer_depths: Int64Array  # [P]
     branch: Int64Array  # [A]
     items: Int32Array  # [A]
 
@@ -94,6 +97,7 @@ def latent_batches(
     seed: int,
     epoch: int,
     split_orders: float = 0.0,
+    early_answers: float = 0.0,
 ) -> list[LatentBatch]:
     """All batches of one epoch, in training order; a pure function of its arguments.
 
@@ -110,8 +114,9 @@ def latent_batches(
         seed: of the run.
         epoch: counts from 0.
         split_orders: see `epoch_batches`.
+        early_answers: share of branches that answer after a random number of their steps, from 1, instead of all.
     """
-    rng = np.random.default_rng([seed, epoch])
+    rng, early = np.random.default_rng([seed, epoch]), np.random.default_rng([seed, epoch, 1])
     rows: list[_Row] = []
     for sequence in sequences:
         for number, (items, baskets) in enumerate(
@@ -128,6 +133,8 @@ def latent_batches(
                 # A later window's first answer has lost its history, on which its rationale rests.
                 skip_first=number > 0 or (train_targets == "last" and len(sequence.items) > len(items)),
             )  # fmt: skip
+            if early_answers:
+                row = replace(row, answer_depths=_answered_early(row.depths, early_answers, early))
             if len(row.items):
                 rows.append(row)
     deepest = max((int(row.depths.max()) for row in rows), default=0)
@@ -178,9 +185,17 @@ def _row(
         openings=openings[chosen[deepest_first]].astype(np.int64),
         steps=[found[index] for index in deepest_first],
         depths=depths[deepest_first],
+        answer_depths=depths[deepest_first],
         branch=column[branch][answered].astype(np.int64),
         items=items[answered],
     )
+
+
+def _answered_early(depths_P: Int64Array, share: float, rng: np.random.Generator) -> Int64Array:
+    """Depths of answers: for a share of the branches that reason, uniform from 1 to the branch's own."""
+    drawn_P = 1 + np.floor(rng.random(len(depths_P)) * depths_P).astype(np.int64)
+    chosen_P = rng.random(len(depths_P)) < share
+    return np.where(chosen_P, np.minimum(drawn_P, depths_P), depths_P)
 
 
 def _depth(num_steps: int, depth: int | None, fallback_depth: int) -> int:
@@ -193,7 +208,7 @@ def _stack(rows: list[_Row], tokens_IL: Int32Array, *, pad: int, max_depth: int)
     trunk_BT, lengths_B = pad_right([row.trunk for row in rows], pad)
     branches, answers = max(len(row.openings) for row in rows), max(len(row.items) for row in rows)
     shape = (len(rows), branches)
-    openings_BP, depths_BP = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+    openings_BP, depths_BP, answer_depths_BP = (np.zeros(shape, np.int64) for _ in range(3))
     supervised_BP, weights_BP = np.zeros(shape, bool), np.zeros(shape, np.int64)
     anchors_BPN = np.full((*shape, max_depth), -1, np.int32)
     branch_BA = np.zeros((len(rows), answers), np.int64)
@@ -202,6 +217,7 @@ def _stack(rows: list[_Row], tokens_IL: Int32Array, *, pad: int, max_depth: int)
         count = len(row.openings)
         openings_BP[number, :count] = row.openings
         depths_BP[number, :count] = row.depths
+        answer_depths_BP[number, :count] = row.answer_depths
         weights_BP[number, :count] = np.bincount(row.branch, minlength=count)
         for column, found in enumerate(row.steps):
             supervised_BP[number, column] = len(found) > 0
@@ -212,6 +228,6 @@ def _stack(rows: list[_Row], tokens_IL: Int32Array, *, pad: int, max_depth: int)
     answers_BAL = tokens_IL[items_BA.clip(min=0)].astype(np.int64)
     return LatentBatch(
         ids_BT=trunk_BT, lengths_B=lengths_B, openings_BP=openings_BP, depths_BP=depths_BP,
-        supervised_BP=supervised_BP, anchors_BPN=anchors_BPN, weights_BP=weights_BP, branch_BA=branch_BA,
-        answers_BAL=answers_BAL, items_BA=items_BA,
+        answer_depths_BP=answer_depths_BP, supervised_BP=supervised_BP, anchors_BPN=anchors_BPN,
+        weights_BP=weights_BP, branch_BA=branch_BA, answers_BAL=answers_BAL, items_BA=items_BA,
     )  # fmt: skip

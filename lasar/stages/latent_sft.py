@@ -32,6 +32,8 @@ class Loop(StageConfig):
     """Latent steps: as many as the rationale has segments, later chosen by the Policy Head; or a number, 0: none."""
     feedback: Literal["raw", "norm_matched", "soft_token"] = "raw"
     """What a slot receives: the hidden state before it, that at token embeddings' norm, or the expected embedding."""
+    early_answers: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.0
+    """Share of training samples answered after a random number of their steps: the model learns to stop early."""
     step_embeddings: bool = False
     """Add an embedding of its own to what each slot receives (ReaRec's; the paper has none)."""
     markers: Literal["opening", "mean"] = "opening"
@@ -110,18 +112,21 @@ def run(config: Config, context: StageContext) -> None:
     sequences = interactions.train_sequences(reserved=False)
     valid = interactions.cases(SPLIT_VALID).subset(config.validation.users, context.seed)
 
-    def batches(chosen: "list[TrainSequence]", epoch: int, split_orders: float) -> list[LatentBatch]:
+    def batches(
+        chosen: "list[TrainSequence]", epoch: int, split_orders: float, early: float
+    ) -> list[LatentBatch]:
         return latent_batches(
             chosen, ranker.tokens_IL, vocabulary=reasoner.vocabulary, steps=store.steps, max_depth=store.max_depth,
             depth=depth, fallback_depth=store.typical_depth, batch_tokens=config.batch_tokens,
-            train_targets=interactions.train_targets, seed=context.seed, epoch=epoch, split_orders=split_orders,
+            train_targets=interactions.train_targets, seed=context.seed, epoch=epoch,
+            split_orders=split_orders, early_answers=early,
         )  # fmt: skip
 
     objective = LatentObjective(
         reasoner=reasoner, trie=ranker.trie, fetch=lambda index_S: torch.from_numpy(store.vectors_AD[index_S.numpy()]),
         alignment=config.alignment, alpha=0.0, beta=config.depth_weight if depth is None else 0.0,
     )  # fmt: skip
-    sample = batches(sequences[:: max(1, len(sequences) // config.probe_users)], 0, 0.0)
+    sample = batches(sequences[:: max(1, len(sequences) // config.probe_users)], 0, 0.0, 0.0)
 
     def measure() -> dict[str, float]:
         return {"nll": answer_nll(ranker, valid)} | objective.probe(sample)
@@ -137,7 +142,7 @@ def run(config: Config, context: StageContext) -> None:
             accumulate=config.accumulate, precision=config.precision, ema_decay=config.ema_decay,
             patience=config.validation.patience, seed=context.seed,
         ),
-        batches=lambda epoch: batches(sequences, epoch, config.split_orders),
+        batches=lambda epoch: batches(sequences, epoch, config.split_orders, config.loop.early_answers),
         loss=objective,
         validate=lambda _: measure()
         | validation_metrics(ranker, valid, exclude_seen=not interactions.has_repeats),
@@ -149,20 +154,13 @@ def run(config: Config, context: StageContext) -> None:
         shutil.copy(context.inputs["sft"] / TOKENIZER_FILE, context.output / TOKENIZER_FILE)
     write_curve(context.output / "curve.jsonl", result.curve)
     depths_Q = ranker.rank(valid.histories, valid.baskets, k=1, beam_width=1).depths_Q
-    write_json(
-        context.output / "metrics.json",
-        {
-            "best_epoch": result.best_epoch,
-            "valid_ndcg@10": result.best_metric,
-            "validation_users": len(valid),
-            "valid_depths": [int((depths_Q == n).sum()) for n in range(store.max_depth + 1)],
-            "teacher": read_json(context.inputs["anchor"] / "summary.json")["teacher"],
-            "alignment": config.alignment,
-            "alpha": objective.alpha,
-            "start": start,
-            "end": measure(),
-        },
-    )
+    facts = {
+        "best_epoch": result.best_epoch, "valid_ndcg@10": result.best_metric, "validation_users": len(valid),
+        "valid_depths": [int((depths_Q == n).sum()) for n in range(store.max_depth + 1)],
+        "teacher": read_json(context.inputs["anchor"] / "summary.json")["teacher"],
+        "alignment": config.alignment, "alpha": objective.alpha, "start": start, "end": measure(),
+    }  # fmt: skip
+    write_json(context.output / "metrics.json", facts)
 
 
 def _initial_reasoner(config: Config, context: StageContext, *, max_depth: int) -> "LatentReasoner":

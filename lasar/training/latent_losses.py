@@ -62,7 +62,7 @@ def latent_pass(
     device = trie.item_of_leaf.device
     ids_BT, lengths_B, openings_BP, depths_BP = (
         torch.from_numpy(array).to(device)
-        for array in (batch.ids_BT, batch.lengths_B, batch.openings_BP, batch.depths_BP)
+        for array in (batch.ids_BT, batch.lengths_B, batch.openings_BP, batch.answer_depths_BP)
     )
     starts_BP = torch.full_like(openings_BP, vocabulary.latent_start)
     prefix, trunk_BTD, h0_BPD, nodes = encode_branched(

@@ -203,6 +203,30 @@ def test_trunk_and_branch_gradient_equals_per_sample_gradient(name, orders):
         )
 
 
+@settings(max_examples=8, deadline=None)
+@given(found=sequences(), orders=st.booleans(), epoch=st.integers(0, 3))
+@torch.no_grad()
+def test_an_early_answer_is_that_of_a_sample_that_stops_there(found, orders, epoch):
+    model = next(iter(MODELS.values()))
+    head, vocabulary = head_of(model), ORDERS if orders else PLAIN
+    found = found if orders else without_orders(found)
+    for batch in latent_batches(
+        found, vocabulary.item_tokens(ITEMS), vocabulary=vocabulary, steps=steps, max_depth=DEEPEST, depth=None,
+        fallback_depth=2, batch_tokens=10_000, train_targets="all", seed=0, epoch=epoch, early_answers=1.0,
+    ):  # fmt: skip
+        assert (batch.answer_depths_BP <= batch.depths_BP).all()
+        assert ((batch.answer_depths_BP > 0) == (batch.depths_BP > 0)).all()
+        done = latent_pass(model, batch, vocabulary=vocabulary, trie=TRIE, feedback="raw")
+        total = torch.zeros(())
+        for row, column in zip(*np.nonzero(batch.items_BA >= 0), strict=True):
+            branch = batch.branch_BA[row, column]
+            history = batch.ids_BT[row, : batch.openings_BP[row, branch] + 1]
+            answered = int(batch.answer_depths_BP[row, branch])
+            item = int(batch.items_BA[row, column])
+            total = total + one_sample(model, head, history, item, [], answered, vocabulary)[0]
+        torch.testing.assert_close(done.codes.total, total, atol=1e-4, rtol=1e-5)
+
+
 def test_alignment_kinds_against_their_definitions():
     a, b = torch.randn(5, 8), torch.randn(5, 8)
     p, q = torch.distributions.Categorical(logits=a), torch.distributions.Categorical(logits=b)

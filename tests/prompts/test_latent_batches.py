@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lasar.data.interactions import TrainSequence
 from lasar.prompts.batches import shuffle_orders, split_orders_in_two, windows
-from lasar.prompts.latent_batches import LatentBatch, latent_batches
+from lasar.prompts.latent_batches import LatentBatch, _answered_early, latent_batches
 from lasar.prompts.vocabulary import Vocabulary
 
 CODES = np.array([[i // 4, i % 4] for i in range(16)], np.int32)
@@ -262,6 +262,16 @@ def test_depths_mix_in_one_batch():
     _, (batch,) = made(sequences, steps=steps, fallback_depth=0, batch_tokens=10_000)
     assert set(batch.depths_BP[batch.weights_BP > 0].tolist()) == {0, 1, 2, 3, 4}
     assert batch.widths == sorted(batch.widths, reverse=True)
+
+
+def test_the_share_of_answers_that_come_early():
+    depths = np.repeat([0, 1, 4], 4000)
+    rng = np.random.default_rng(0)
+    found = _answered_early(depths, 0.5, rng)
+    assert (found[:4000] == 0).all()
+    assert (found[4000:8000] == 1).all()
+    shares = np.bincount(found[8000:], minlength=5) / 4000
+    np.testing.assert_allclose(shares, [0, 0.125, 0.125, 0.125, 0.625], atol=0.03)
 
 
 def test_nobody_with_an_answer_gives_no_batch():
