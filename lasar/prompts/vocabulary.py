@@ -16,7 +16,7 @@ trie and the decoder share one rendering of the target.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -127,31 +127,6 @@ class Vocabulary:
         known = min(self.num_items, len(tokens_IL))
         tokens_IL[:known, -1] = self.first_item + np.arange(known)
         return tokens_IL
-
-    def forgetting(
-        self,
-        tokens_IL: NDArray[np.int32],
-        codes_IL: NDArray[np.int32],
-        *,
-        share: float,
-        seed: int,
-        epoch: int,
-    ) -> NDArray[np.int32]:
-        """The catalogue's tokens with some items written by their codes alone, others in every epoch.
-
-        So a model also learns to read codes, with which items added later are written, and from a history whose item
-        is unknown in one epoch and known in the next.
-
-        Args:
-            tokens_IL: as `item_tokens` gives them.
-            codes_IL: codes of the whole catalogue.
-            share: of the items that lose their token in an epoch.
-            seed: of the choice.
-            epoch: from 0.
-        """
-        plain_IL = replace(self, num_items=0, item_answers=False).item_tokens(codes_IL)
-        chosen_I = np.random.default_rng([seed, epoch, 5]).random(len(tokens_IL)) < share
-        return np.where(chosen_I[:, None], plain_IL, tokens_IL)
 
     def render_history(
         self,

@@ -114,11 +114,8 @@ def run(config: Config, context: StageContext) -> None:
     ranker = Ranker(without_reasoning(backbone.model, vocabulary=vocabulary), codes_IL=catalog.codes_IL)
 
     def batches(epoch: int) -> Sequence[TreeBatch | TextBatch]:
-        shown_IL = vocabulary.forgetting(
-            tokens_IL, catalog.codes_IL, share=config.weights.forget_items, seed=context.seed, epoch=epoch
-        )
         histories = epoch_batches(
-            sequences, shown_IL, vocabulary=vocabulary, batch_tokens=config.batch_tokens, epoch=epoch,
+            sequences, tokens_IL, vocabulary=vocabulary, batch_tokens=config.batch_tokens, epoch=epoch,
             train_targets=interactions.train_targets, seed=context.seed, split_orders=config.split_orders,
         )  # fmt: skip
         return text.among(histories, vocabulary, tokens_IL, epoch=epoch) if text else histories
@@ -126,7 +123,8 @@ def run(config: Config, context: StageContext) -> None:
     def loss(model: torch.nn.Module, batch: TreeBatch | TextBatch) -> torch.Tensor:
         if isinstance(batch, TextBatch):
             return text_loss(model, batch, vocabulary=vocabulary, trie=ranker.trie)
-        return tree_loss(model, batch, vocabulary=vocabulary, trie=ranker.trie).total
+        forget = config.weights.forget_items
+        return tree_loss(model, batch, vocabulary=vocabulary, trie=ranker.trie, forget=forget).total
 
     result = fit(
         backbone.model,

@@ -35,7 +35,9 @@ class CodeLoss:
     counts: Tensor
 
 
-def tree_loss(model: nn.Module, batch: TreeBatch, *, vocabulary: Vocabulary, trie: Trie) -> CodeLoss:
+def tree_loss(
+    model: nn.Module, batch: TreeBatch, *, vocabulary: Vocabulary, trie: Trie, forget: float = 0.0
+) -> CodeLoss:
     """Cross-entropy of every prediction of a batch in one forward pass (Stage 1, paper section 3).
 
     Args:
@@ -43,9 +45,13 @@ def tree_loss(model: nn.Module, batch: TreeBatch, *, vocabulary: Vocabulary, tri
         batch: histories and their branches.
         vocabulary: token ids of the levels, and what a probability is normalised over.
         trie: the catalogue, on the model's device.
+        forget: share of the histories' item tokens that are replaced by plain codes, at random, so that the model
+            also learns to read those, with which items added later are written.
     """
     device = trie.item_of_leaf.device
     ids_BK = torch.from_numpy(batch.ids_BK).to(device)
+    if vocabulary.num_items and forget:
+        ids_BK = _forget_items(ids_BK, trie, vocabulary=vocabulary, share=forget)
     # Without branches the plain causal path: padding lies on the right, where no real token looks.
     options: dict[str, Any] = {"attention_mask": causal_mask(model, ids_BK)}
     if batch.parents_BM.shape[1]:
@@ -63,6 +69,13 @@ def tree_loss(model: nn.Module, batch: TreeBatch, *, vocabulary: Vocabulary, tri
         model, hidden_BKD.flatten(0, 1)[sources_P], targets_P, items_P,
         vocabulary=vocabulary, trie=trie,
     )  # fmt: skip
+
+
+def _forget_items(ids: Tensor, trie: Trie, *, vocabulary: Vocabulary, share: float) -> Tensor:
+    item = (ids - vocabulary.first_item).clamp(min=0)
+    code = trie.levels[-1].code[trie.leaf_of_item[item]] + vocabulary.level_start(vocabulary.num_levels - 1)
+    forgotten = (ids >= vocabulary.first_item) & (torch.rand(ids.shape, device=ids.device) < share)
+    return torch.where(forgotten, code, ids)
 
 
 def _positions(nodes: Nodes, batch: TreeBatch) -> Tensor:

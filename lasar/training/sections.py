@@ -32,7 +32,7 @@ class Weights(StageConfig):
     item_answers: bool = True
     """In answers, that token's logit is added to its last code's (decision 0008), where `loss_vocab` is `trie`."""
     forget_items: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.1
-    """Share of items, others in every epoch, that training writes by codes alone, as items added later are."""
+    """Share of those tokens that training replaces by plain codes, with which items added later are written."""
 
 
 @dataclass(frozen=True, kw_only=True)

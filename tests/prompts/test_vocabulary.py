@@ -48,26 +48,6 @@ def test_items_may_have_tokens_of_their_own_in_histories():
     assert CODES[0].tolist() == [0, 1]
 
 
-def test_other_items_are_forgotten_in_every_epoch():
-    vocabulary = Vocabulary(num_levels=2, codebook_size=64, num_items=1000)
-    codes = np.stack(np.divmod(np.arange(1200), 64), axis=1).astype(np.int32)
-    tokens = vocabulary.item_tokens(codes)
-    plain = Vocabulary(num_levels=2, codebook_size=64).item_tokens(codes)
-
-    def forgotten(share, epoch, seed=0):
-        shown = vocabulary.forgetting(tokens, codes, share=share, seed=seed, epoch=epoch)
-        lost = (shown != tokens).any(axis=1)
-        assert (shown[lost] == plain[lost]).all()
-        return set(np.flatnonzero(lost))
-
-    assert forgotten(0.0, 0) == set()
-    assert forgotten(1.0, 0) == set(range(1000))  # the others never had a token
-    assert 60 < len(forgotten(0.1, 0)) < 140
-    assert forgotten(0.1, 0) == forgotten(0.1, 0)
-    assert len({frozenset(forgotten(0.1, epoch)) for epoch in range(4)}) == 4
-    assert forgotten(0.1, 0, seed=1) != forgotten(0.1, 0)
-
-
 @given(st.lists(st.integers(0, 2), max_size=12), st.integers(1, 6))
 def test_only_the_newest_items_are_rendered(items, max_history):
     vocabulary = Vocabulary(num_levels=2, codebook_size=4, max_history=max_history)

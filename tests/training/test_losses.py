@@ -104,6 +104,19 @@ def test_one_pass_over_a_history_equals_one_example_per_target(
         torch.testing.assert_close(gradient[name], parameter.grad, atol=1e-5, rtol=1e-4)
 
 
+def test_forgotten_items_are_read_as_codes():
+    items = dataclasses.replace(VOCABULARY, num_items=6)
+    plain = tree_loss(MODEL, batch_of(*HISTORIES), vocabulary=VOCABULARY, trie=TRIE).total
+    batch = batch_of(*HISTORIES, vocabulary=items)
+    forgotten = tree_loss(MODEL, batch, vocabulary=items, trie=TRIE, forget=1.0).total
+    remembered = tree_loss(MODEL, batch, vocabulary=items, trie=TRIE).total
+    torch.testing.assert_close(forgotten, plain)
+    assert abs(remembered - plain) > 1e-3
+    torch.manual_seed(0)
+    halves = [tree_loss(MODEL, batch, vocabulary=items, trie=TRIE, forget=0.5).total.item() for _ in range(5)]
+    assert len({round(loss, 4) for loss in halves}) > 1  # drawn anew each time
+
+
 def test_padding_does_not_change_the_loss():
     losses = [tree_loss(MODEL, batch_of(h), vocabulary=VOCABULARY, trie=TRIE).total for h in HISTORIES]
     together = tree_loss(MODEL, batch_of(*HISTORIES), vocabulary=VOCABULARY, trie=TRIE).total
