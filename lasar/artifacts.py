@@ -87,7 +87,7 @@ def run_stage(name: str, module: StageModule, recipe: Recipe) -> bool:
     if is_up_to_date(run_dir / name, fingerprint):
         _remove_leftovers(run_dir, name, _scratch(run_dir, name, fingerprint))
         return False
-    with _exclusive(run_dir, name):
+    with exclusive(run_dir, who=f"the stage {name!r}"):
         # Again, now that nobody else can write: another process may just have finished an upstream stage.
         fingerprint = stage_fingerprint(name, config, seed=recipe.seed, inputs=inputs, sources=sources)
         if is_up_to_date(run_dir / name, fingerprint):
@@ -312,7 +312,7 @@ def _remove_leftovers(run_dir: Path, stage: str, scratch: Path) -> None:
     """
     hidden = (run_dir / f".{stage}.partial", run_dir / f".{stage}.retired", scratch)
     if any(path.is_dir() for path in hidden):
-        with contextlib.suppress(ArtifactError), _exclusive(run_dir, stage):
+        with contextlib.suppress(ArtifactError), exclusive(run_dir, who=f"the stage {stage!r}"):
             for path in hidden:
                 shutil.rmtree(path, ignore_errors=True)
 
@@ -325,19 +325,22 @@ def _replace_folder(source: Path, target: Path) -> None:
 
 
 @contextlib.contextmanager
-def _exclusive(run_dir: Path, stage: str) -> Iterator[None]:
-    """Hold the run folder's lock; the kernel releases it when the process dies."""
+def exclusive(folder: Path, *, who: str, elsewhere: str = "set run_dir=PATH") -> Iterator[None]:
+    """Hold a folder's lock, made if it is not there; the kernel releases it when the process dies.
+
+    Raises:
+        ArtifactError: another process holds it, or the folder cannot be written.
+    """
     try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        handle = os.open(run_dir / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
-        raise ArtifactError(f"{run_dir}: cannot be written: {error.strerror}; set run_dir=PATH") from None
+        raise ArtifactError(f"{folder}: cannot be written: {error.strerror}; {elsewhere}") from None
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise ArtifactError(
-            f"{run_dir}: another process is writing here, the stage {stage!r} cannot; "
-            f"wait for it, or set run_dir=PATH"
+            f"{folder}: another process is writing here, {who} cannot; wait for it, or {elsewhere}"
         ) from None
     else:
         yield

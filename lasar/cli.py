@@ -168,6 +168,38 @@ def recommend(
 
 
 @app.command()
+def score(
+    run: RunPath,
+    out: Annotated[Path, typer.Option(help="Folder of the Parquet parts; an unfinished one is continued.")],
+    users: Annotated[
+        Path | None, typer.Option(help=".txt, .csv or .parquet with user ids; everybody else.")
+    ] = None,
+    k: Annotated[int, typer.Option(help="How many items for each user.")] = 20,
+    exclude_seen: Annotated[bool, typer.Option(help="Never recommend an item of the history.")] = False,
+    beam_width: Annotated[int, typer.Option(help="Beams of the search.")] = 50,
+    depth: Annotated[str, typer.Option(help="Latent steps: auto, sampled, or a number.")] = "auto",
+    model: Annotated[str | None, typer.Option(help="Training stage; the last by default.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    precision: Annotated[Literal["auto", "fp32", "bf16"], typer.Option(help="On CPUs.")] = "fp32",
+    processes: Annotated[int, typer.Option(help="Processes that rank; they share the cores.")] = 1,
+    part_users: Annotated[int, typer.Option(help="Users of a part.")] = 2000,
+) -> None:
+    """Write the best next items of many users to Parquet; a killed one goes on."""
+    from lasar.scoring import Scoring, score_users
+
+    scoring = Scoring(
+        k=k, beam_width=beam_width, exclude_seen=exclude_seen, depth=_depth(depth), precision=precision,
+        part_users=part_users,
+    )  # fmt: skip
+    done = score_users(
+        run, out, scoring=scoring, users=users, model=model, device=device, processes=processes
+    )
+    print(
+        f"{out}: {done['users']:,} users in {done['parts']:,} parts, {done['users_per_second']:,.0f} users/s"
+    )
+
+
+@app.command()
 def explain(
     run: RunPath,
     history: Annotated[

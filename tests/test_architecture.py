@@ -19,14 +19,15 @@ ORDER = (
     "recommender", "cot", "evaluation", "training", "rl", "baselines", "stages", "study", "cli_tables",
     "cli_studies", "cli",
 )  # fmt: skip
-# Not in the line: `serving` stands on the recommender and never sees training code; `lasar` only opens doors.
+# Not in the line: `serving` and `scoring` stand on the recommender, never see training code; `lasar` opens doors.
 BELOW_RECOMMENDER = frozenset(ORDER[: ORDER.index("recommender") + 1])
 MAY_IMPORT = {
     **{part: frozenset(ORDER[: index + 1]) for index, part in enumerate(ORDER)},
     "serving": BELOW_RECOMMENDER | {"cot", "serving"},
+    "scoring": BELOW_RECOMMENDER | {"scoring"},
     "lasar": BELOW_RECOMMENDER,
 }
-MAY_IMPORT["cli"] |= {"serving"}
+MAY_IMPORT["cli"] |= {"serving", "scoring"}
 # Baselines are peers to compare with: nothing but a stage may depend on one.
 for _part in ("study", "cli_tables", "cli_studies", "cli"):
     MAY_IMPORT[_part] -= {"baselines"}
