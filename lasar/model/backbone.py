@@ -203,6 +203,12 @@ def trunk(model: nn.Module) -> Any:
     return model.get_submodule(prefix)
 
 
+def freeze_tokens(model: nn.Module) -> None:
+    """Train neither token embeddings nor the output head; what is between them stays as it is."""
+    for table in (input_table(model), output_table(model)):
+        table.requires_grad_(False)
+
+
 def head_rows(model: nn.Module, start: int, stop: int) -> Tensor:
     """Rows `start:stop` of the output head, [stop - start, D]: logits over part of the vocabulary."""
     return output_table(model)[start:stop]

@@ -34,6 +34,8 @@ class Loop(StageConfig):
     """What a slot receives: the hidden state before it, that at token embeddings' norm, or the expected embedding."""
     early_answers: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.0
     """Share of training samples answered after a random number of their steps: the model learns to stop early."""
+    train_tokens: bool = True
+    """Train the rows of tokens, too; false keeps what Stage 1 learnt about items and codes, and trains the layers."""
     step_embeddings: bool = False
     """Add an embedding of its own to what each slot receives (ReaRec's; the paper has none)."""
     markers: Literal["opening", "mean"] = "opening"
@@ -166,7 +168,7 @@ def run(config: Config, context: StageContext) -> None:
 def _initial_reasoner(config: Config, context: StageContext, *, max_depth: int) -> "LatentReasoner":
     import torch
 
-    from lasar.model.backbone import add_residual_dropout, best_device, load_backbone
+    from lasar.model.backbone import add_residual_dropout, best_device, freeze_tokens, load_backbone
     from lasar.model.reasoner import LatentReasoner, ReasoningSettings, place_markers
     from lasar.prompts.text_tokens import TOKENIZER_FILE
     from lasar.prompts.vocabulary import Vocabulary
@@ -180,17 +182,15 @@ def _initial_reasoner(config: Config, context: StageContext, *, max_depth: int) 
     backbone = load_backbone(folder / "model", device=best_device())
     vocabulary = Vocabulary.load(folder / "vocabulary.json")
     add_residual_dropout(backbone, config.dropout)
-    if not (
-        folder / TOKENIZER_FILE
-    ).is_file():  # else they stand around text already, as they will around latents
+    # With text, they stand around that already, as they will around latents.
+    if not (folder / TOKENIZER_FILE).is_file():
         place_markers(backbone, vocabulary, how=config.loop.markers)
+    if not config.loop.train_tokens:
+        freeze_tokens(backbone)
     settings = ReasoningSettings(
-        max_depth=max_depth,
-        head_width=config.loop.head_width,
-        feedback=config.loop.feedback,
-        step_embeddings=config.loop.step_embeddings,
-        fixed_depth=fixed,
-    )
+        max_depth=max_depth, head_width=config.loop.head_width, feedback=config.loop.feedback,
+        step_embeddings=config.loop.step_embeddings, fixed_depth=fixed,
+    )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(context.seed)
         return LatentReasoner(backbone, vocabulary=vocabulary, settings=settings).eval()
