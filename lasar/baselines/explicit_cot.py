@@ -86,7 +86,7 @@ class _CachedRows:
 
     def __init__(self, prefix: Prefix) -> None:
         lengths_B = prefix.tip_B1[:, 0] + 1
-        self._model, self._cache = prefix.model, prefix.cache
+        self._model, self._cache, self._opening_B1 = prefix.model, prefix.cache, prefix.opening_B1
         self.index_A = torch.arange(len(lengths_B), device=lengths_B.device)
         self._seen_AK = torch.arange(prefix.tree.num_keys, device=lengths_B.device) < lengths_B[:, None]
         self._position_A = lengths_B
@@ -144,6 +144,7 @@ class _CachedRows:
         return Prefix(
             model=self._model, tree=tree, cache=cache, tip_B1=tree.trunk_ends_B1,
             hidden_B1D=torch.cat([part.hidden_AD for part in self._done])[order_B][:, None],
+            opening_B1=self._opening_B1,
         )  # fmt: skip
 
 

@@ -271,7 +271,10 @@ class AnchorStore:
                 best = np.take_along_axis(best, kept, axis=1)
                 distances = np.take_along_axis(distances, kept, axis=1)
         order = np.lexsort((best, distances), axis=1)
-        return np.take_along_axis(best, order, axis=1), np.take_along_axis(distances, order, axis=1)
+        # Rounding must not make a cosine larger than 1.
+        return np.take_along_axis(best, order, axis=1), np.take_along_axis(distances, order, axis=1).clip(
+            min=0
+        )
 
     def _row_of(self, users: NDArray[np.integer], baskets: NDArray[np.integer]) -> Int64Array:
         wanted = users.astype(np.int64) << 32 | baskets.astype(np.int64)

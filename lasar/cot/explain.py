@@ -106,7 +106,10 @@ def explain(
     assert thought.latents is not None
     # An <e> after every step: where the model would go from there.
     end_BPD, _ = finish_reasoning(
-        thought.prefix, thought.latents.index_BPN[:, 0], vocabulary=ranker.vocabulary
+        thought.prefix,
+        thought.latents.index_BPN[:, 0],
+        vocabulary=ranker.vocabulary,
+        closing=settings.closing,
     )
     states_ND = thought.latents.hidden_BPND[0, 0].float().cpu().numpy()
     depth = int(thought.depths_B[0])

@@ -29,7 +29,7 @@ from lasar.engine.forward import (
 )
 from lasar.engine.weights import FusedWeights, times
 from lasar.model.backbone import input_table
-from lasar.model.latent import Feedback, Latents, fed_back
+from lasar.model.latent import Closing, Feedback, Latents, closing_ids, fed_back
 from lasar.model.prompt import Prefix
 from lasar.model.tree import Nodes, Tree
 from lasar.prompts.vocabulary import Vocabulary
@@ -110,6 +110,7 @@ class FusedPrefix(Prefix):
         vocabulary: Vocabulary,
         feedback: Feedback,
         step_vectors_ND: Tensor | None,
+        closing: Closing,
     ) -> tuple[Latents, Tensor, Tensor]:
         """Run the loop, each request to its own depth, and close it.
 
@@ -119,13 +120,15 @@ class FusedPrefix(Prefix):
             vocabulary: names `<e>`.
             feedback: see `lasar.model.latent.reason`.
             step_vectors_ND: see there.
+            closing: see `lasar.model.latent.closing_ids`.
 
         Returns:
             What the loop computed (states of a request that has finished repeat its last), and hidden state [B, 1, D]
             and index [B, 1] of `<e>`.
         """
         model, norm = self.model, self.weights.embedding_norm
-        end_D = input_table(model)[vocabulary.latent_end]
+        ends_B1 = closing_ids(self.opening_B1, vocabulary=vocabulary, closing=closing)
+        end_BD = input_table(model)[ends_B1[:, 0]]
         states, fed = [h0_B1D[:, 0]], []
         answer_BD = torch.empty_like(states[0])
         num_steps = int(depths_B1.max())
@@ -136,17 +139,17 @@ class FusedPrefix(Prefix):
             fed.append(fed_BD)
             last_B1 = depths_B1 == step + 1
             present_BQ = torch.cat([depths_B1 > step, last_B1], dim=1)
-            tokens_BQD = torch.stack([fed_BD, end_D.expand_as(fed_BD)], dim=1)
-            position_BQ = (self.ends_B + step)[:, None] + torch.arange(2, device=end_D.device)
+            tokens_BQD = torch.stack([fed_BD, end_BD.to(fed_BD.dtype)], dim=1)
+            position_BQ = (self.ends_B + step)[:, None] + torch.arange(2, device=end_BD.device)
             arrangement = Arrangement(present_BQ)
             places_n = arrangement.places_n
             hidden = torch.zeros_like(tokens_BQD).flatten(0, 1)
             hidden[places_n] = self._extend(
                 tokens_BQD.flatten(0, 1)[places_n], arrangement, position_BQ.flatten()[places_n]
             )
-            slot_BD, end_BD = hidden.view_as(tokens_BQD).unbind(1)
+            slot_BD, closed_BD = hidden.view_as(tokens_BQD).unbind(1)
             states.append(torch.where(present_BQ[:, :1], slot_BD, states[-1]))
-            answer_BD = torch.where(last_B1, end_BD, answer_BD)
+            answer_BD = torch.where(last_B1, closed_BD, answer_BD)
         step_N = torch.arange(num_steps + 1, device=depths_B1.device)
         latents = Latents(
             hidden_BPND=torch.stack(states, dim=1)[:, None],
@@ -241,6 +244,7 @@ def encode(
     return FusedPrefix(
         model=weights.model, tree=Tree(lengths_B, length), cache=DynamicCache(), weights=weights, chains=chains,
         tip_B1=lengths_B[:, None] - 1, hidden_B1D=hidden_BD[:, None], ends_B=lengths_B, opened=opened,
+        opening_B1=ids_BT.gather(1, (lengths_B - 1 - int(opened))[:, None]),
     )  # fmt: skip
 
 

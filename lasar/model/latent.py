@@ -20,6 +20,7 @@ from lasar.model.prompt import Prefix
 from lasar.prompts.vocabulary import Vocabulary
 
 Feedback = Literal["raw", "norm_matched", "soft_token"]
+Closing = Literal["marker", "opening"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,11 +102,24 @@ def reason(
     )
 
 
-def finish_reasoning(prefix: Prefix, tips_BP: Tensor, *, vocabulary: Vocabulary) -> tuple[Tensor, Tensor]:
-    """Append `<e>` to every branch; see `start_reasoning`."""
-    ends_BP = torch.full_like(tips_BP, vocabulary.latent_end)
+def finish_reasoning(
+    prefix: Prefix, tips_BP: Tensor, *, vocabulary: Vocabulary, closing: Closing = "marker"
+) -> tuple[Tensor, Tensor]:
+    """Append to every branch what closes its reasoning, `<e>` or its prompt's last token; see `start_reasoning`."""
+    ends_BP = closing_ids(prefix.opening_B1, vocabulary=vocabulary, closing=closing).expand_as(tips_BP)
     hidden_BPD, nodes = prefix.grow(tips_BP, input_ids=ends_BP)
     return hidden_BPD, nodes.index_BQ
+
+
+def closing_ids(opening: Tensor, *, vocabulary: Vocabulary, closing: Closing) -> Tensor:
+    """The tokens that close reasoning: `<e>`, or once more those that it left from.
+
+    Args:
+        opening: ids of the tokens that an answer without reasoning hangs off, any shape.
+        vocabulary: names `<e>`.
+        closing: which.
+    """
+    return opening if closing == "opening" else torch.full_like(opening, vocabulary.latent_end)
 
 
 class PolicyHead(nn.Module):

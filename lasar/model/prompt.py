@@ -28,6 +28,7 @@ class Prefix:
         cache: keys and values of every token of the tree.
         tip_B1: index of the token that each sequence continues from.
         hidden_B1D: hidden state after the final norm at the tip; it predicts what comes next.
+        opening_B1: the token each prompt ends with, before any `<s>`: what an answer without reasoning hangs off.
     """
 
     model: nn.Module
@@ -35,6 +36,7 @@ class Prefix:
     cache: DynamicCache
     tip_B1: Tensor
     hidden_B1D: Tensor
+    opening_B1: Tensor
 
     def grow(
         self, parents_BQ: Tensor, *, needed_BQ: Tensor | None = None, **tokens: Tensor
@@ -86,6 +88,7 @@ def encode_prompts(model: nn.Module, ids_BT: Tensor, lengths_B: Tensor) -> Prefi
         cache=cache,
         tip_B1=tree.trunk_ends_B1,
         hidden_B1D=hidden_BTD[rows_B, lengths_B - 1][:, None],
+        opening_B1=ids_BT[rows_B, lengths_B - 1][:, None],
     )
 
 
@@ -122,6 +125,7 @@ def encode_branched(
     prefix = Prefix(
         model=model, tree=tree, cache=cache, tip_B1=tree.trunk_ends_B1,
         hidden_B1D=hidden_BKD[rows_B, lengths_B - 1][:, None],
+        opening_B1=ids_BT[rows_B, lengths_B - 1][:, None],
     )  # fmt: skip
     return prefix, hidden_BKD[:, :width], hidden_BKD[:, width:], nodes
 

@@ -23,7 +23,15 @@ from transformers import PreTrainedModel
 from lasar.artifacts import read_json, write_json
 from lasar.errors import ArtifactError, ConfigError
 from lasar.model.backbone import input_table, load_backbone
-from lasar.model.latent import Feedback, Latents, PolicyHead, finish_reasoning, reason, start_reasoning
+from lasar.model.latent import (
+    Closing,
+    Feedback,
+    Latents,
+    PolicyHead,
+    finish_reasoning,
+    reason,
+    start_reasoning,
+)
 from lasar.model.prompt import Prefix
 from lasar.prompts.vocabulary import Vocabulary
 
@@ -42,6 +50,7 @@ class ReasoningSettings:
         feedback: what a latent slot receives.
         step_embeddings: whether each step adds an embedding of its own to what its slot receives.
         fixed_depth: the depth it was trained at, or None where the Policy Head chooses.
+        closing: what stands between the last step and the answer; see `lasar.model.latent.closing_ids`.
     """
 
     max_depth: int = 8
@@ -49,6 +58,7 @@ class ReasoningSettings:
     feedback: Feedback = "raw"
     step_embeddings: bool = False
     fixed_depth: int | None = None
+    closing: Closing = "marker"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,8 +93,9 @@ class OwnLoop(Protocol):
         vocabulary: Vocabulary,
         feedback: Feedback,
         step_vectors_ND: Tensor | None,
+        closing: Closing,
     ) -> tuple[Latents, Tensor, Tensor]:
-        """All states of the loop, then hidden state [B, 1, D] and index [B, 1] of `<e>`."""
+        """All states of the loop, then hidden state [B, 1, D] and index [B, 1] of what closes it."""
 
 
 class LatentReasoner(nn.Module):
@@ -174,12 +185,12 @@ class LatentReasoner(nn.Module):
             depths_B1 = distribution_BN.argmax(-1, keepdim=True) + 1
         if isinstance(prefix, OwnLoop):
             latents, hidden_B1D, tip_B1 = prefix.reason(
-                h0_B1D, depths_B1, vocabulary=self.vocabulary, **self.loop
+                h0_B1D, depths_B1, vocabulary=self.vocabulary, closing=self.settings.closing, **self.loop
             )
         else:
             latents = reason(prefix, h0_B1D, start_B1, num_steps=int(depths_B1.max()), **self.loop)
             hidden_B1D, tip_B1 = finish_reasoning(
-                prefix, latents.tips_BP(depths_B1), vocabulary=self.vocabulary
+                prefix, latents.tips_BP(depths_B1), vocabulary=self.vocabulary, closing=self.settings.closing
             )
         return Thought(
             prefix=replace(prefix, tip_B1=tip_B1, hidden_B1D=hidden_B1D),

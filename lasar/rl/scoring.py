@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lasar.decoding.trie import Trie
 from lasar.model.backbone import head_rows
-from lasar.model.latent import reason, start_reasoning
+from lasar.model.latent import closing_ids, reason, start_reasoning
 from lasar.model.prompt import Prefix, encode_prompts
 from lasar.model.reasoner import LatentReasoner
 from lasar.model.tree import chains
@@ -61,13 +61,14 @@ def score(
     answers_BGL = tokens_IL[items_BG.clamp(min=0)]
     deepest = int(depths_B.max())
     if deepest == 0:
-        hidden_BGLD = _hang_answers(prefix, prefix.tip_B1, answers_BGL, end=None)
+        hidden_BGLD = _hang_answers(prefix, prefix.tip_B1, answers_BGL, end_B1=None)
         h0_BD = last_BD = None
     else:
         h0_B1D, start_B1 = start_reasoning(prefix, prefix.tip_B1, vocabulary=vocabulary)
         latents = reason(prefix, h0_B1D, start_B1, num_steps=deepest, **reasoner.loop)
         tips_B1 = latents.tips_BP(depths_B[:, None])
-        hidden_BGLD = _hang_answers(prefix, tips_B1, answers_BGL, end=vocabulary.latent_end)
+        end_B1 = closing_ids(prefix.opening_B1, vocabulary=vocabulary, closing=reasoner.settings.closing)
+        hidden_BGLD = _hang_answers(prefix, tips_B1, answers_BGL, end_B1=end_B1)
         h0_BD = h0_B1D[:, 0]
         last_BD = latents.hidden_BPND[torch.arange(len(depths_B), device=depths_B.device), 0, depths_B]
     real_BG = items_BG >= 0
@@ -88,14 +89,14 @@ def first_code_entropy(model: nn.Module, opening_BD: Tensor, *, vocabulary: Voca
     return -(logprobs_BC.exp() * logprobs_BC).sum(-1)
 
 
-def _hang_answers(prefix: Prefix, tips_B1: Tensor, answers_BGL: Tensor, *, end: int | None) -> Tensor:
+def _hang_answers(prefix: Prefix, tips_B1: Tensor, answers_BGL: Tensor, *, end_B1: Tensor | None) -> Tensor:
     """Hidden states [B, G, L, D] that predict the codes; `<e>` (if any) and all answers are one forward call."""
     batch, group, levels = answers_BGL.shape
     first = prefix.tree.num_keys
-    if end is None:
+    if end_B1 is None:
         after_B1, opening_B1D, parents, ids = tips_B1, prefix.hidden_B1D, [], []
     else:
-        after_B1, parents, ids = torch.full_like(tips_B1, first), [tips_B1], [torch.full_like(tips_B1, end)]
+        after_B1, parents, ids = torch.full_like(tips_B1, first), [tips_B1], [end_B1]
     if levels > 1:
         after_BG = after_B1.expand(-1, group)
         parents.append(chains(after_BG, length=levels - 1, first=first + len(parents)))
@@ -103,7 +104,7 @@ def _hang_answers(prefix: Prefix, tips_B1: Tensor, answers_BGL: Tensor, *, end: 
     if not parents:
         return opening_B1D[:, :, None].expand(-1, group, 1, -1)
     grown_BQD, _ = prefix.grow(torch.cat(parents, dim=1), input_ids=torch.cat(ids, dim=1))
-    if end is not None:
+    if end_B1 is not None:
         opening_B1D, grown_BQD = grown_BQD[:, :1], grown_BQD[:, 1:]
     later_BGLD = grown_BQD.reshape(batch, group, levels - 1, grown_BQD.shape[2])
     return torch.cat([opening_B1D[:, :, None].expand(-1, group, -1, -1), later_BGLD], dim=2)

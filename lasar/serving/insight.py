@@ -128,7 +128,10 @@ def _steps(snapshot: Snapshot, thought: Thought, anchors: AnchorStore | None) ->
     else:
         states_ND = thought.latents.hidden_BPND[0, 0]
         # An <e> after every step: where the model would go from there.
-        ends_BPD, _ = finish_reasoning(thought.prefix, thought.latents.index_BPN[:, 0], vocabulary=vocabulary)
+        ends_BPD, _ = finish_reasoning(
+            thought.prefix, thought.latents.index_BPN[:, 0], vocabulary=vocabulary,
+            closing=ranker.reasoner.settings.closing,
+        )  # fmt: skip
         ends_ND = ends_BPD[0]
     head_VD = head_rows(ranker.reasoner.backbone, first, first + vocabulary.codebook_size)
     probabilities_NC = (ends_ND @ head_VD[codes_C].T).float().softmax(-1)

@@ -40,6 +40,8 @@ class Loop(StageConfig):
     """Add an embedding of its own to what each slot receives (ReaRec's; the paper has none)."""
     markers: Literal["opening", "mean"] = "opening"
     """Where `<s>` and `<e>` start, if untrained: at the embedding of what precedes an answer, or at the mean."""
+    closing: Literal["marker", "opening"] = "marker"
+    """Between the last step and the answer: `<e>`, as in the paper, or once more the token that reasoning left from."""
     head_width: Annotated[int, pydantic.Field(ge=1)] = 256
     """Hidden width of the Policy Head."""
 
@@ -189,7 +191,7 @@ def _initial_reasoner(config: Config, context: StageContext, *, max_depth: int) 
         freeze_tokens(backbone)
     settings = ReasoningSettings(
         max_depth=max_depth, head_width=config.loop.head_width, feedback=config.loop.feedback,
-        step_embeddings=config.loop.step_embeddings, fixed_depth=fixed,
+        step_embeddings=config.loop.step_embeddings, fixed_depth=fixed, closing=config.loop.closing,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(context.seed)

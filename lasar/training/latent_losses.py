@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lasar.decoding.trie import Trie
-from lasar.model.latent import Feedback, Latents, reason
+from lasar.model.latent import Closing, Feedback, Latents, closing_ids, reason
 from lasar.model.prompt import Prefix, encode_branched
 from lasar.model.tree import chains
 from lasar.prompts.latent_batches import LatentBatch
@@ -46,6 +46,7 @@ def latent_pass(
     trie: Trie,
     feedback: Feedback,
     step_vectors_ND: Tensor | None = None,
+    closing: Closing = "marker",
 ) -> LatentPass:
     """Encode the trunks, run the loop on every branch, score every answer: 2 + N forward calls.
 
@@ -58,6 +59,7 @@ def latent_pass(
         trie: the catalogue, on the model's device.
         feedback: see `lasar.model.latent.reason`.
         step_vectors_ND: likewise.
+        closing: see `lasar.model.latent.closing_ids`.
     """
     device = trie.item_of_leaf.device
     ids_BT, lengths_B, openings_BP, depths_BP = (
@@ -76,7 +78,10 @@ def latent_pass(
     plain_BP = depths_BP == 0
     opening_BPD = trunk_BTD.gather(1, openings_BP[..., None].expand(-1, -1, trunk_BTD.shape[2]))
     tips_BP = torch.where(plain_BP, -1, latents.tips_BP(depths_BP))
-    codes = _answer_loss(prefix, openings_BP, opening_BPD, tips_BP, batch, vocabulary=vocabulary, trie=trie)
+    ends_BP = closing_ids(ids_BT.gather(1, openings_BP), vocabulary=vocabulary, closing=closing)
+    codes = _answer_loss(
+        prefix, openings_BP, opening_BPD, tips_BP, ends_BP, batch, vocabulary=vocabulary, trie=trie
+    )
     return LatentPass(codes=codes, latents=latents)
 
 
@@ -156,6 +161,7 @@ def _answer_loss(
     openings_BP: Tensor,
     opening_BPD: Tensor,
     tips_BP: Tensor,
+    ends_BP: Tensor,
     batch: LatentBatch,
     *,
     vocabulary: Vocabulary,
@@ -163,7 +169,7 @@ def _answer_loss(
 ) -> CodeLoss:
     """Cross-entropy of the codes of all answers; `<e>` of every branch and all codes are one forward call.
 
-    `tips_BP` is the last slot of each branch, -1 for a branch that doesn't reason.
+    `tips_BP` is the last slot of each branch, -1 for a branch that doesn't reason; `ends_BP` are tokens that close it.
     """
     device = tips_BP.device
     branch_BA, answers_BAL, items_BA = (
@@ -179,7 +185,6 @@ def _answer_loss(
         after_BA = torch.where(plain_BP, openings_BP, end_BP).gather(1, branch_BA)
         codes_BQ = chains(after_BA, length=levels - 1, first=first + branches)
         parents_BQ = torch.cat([parents_BQ, codes_BQ], dim=1)
-    ends_BP = torch.full_like(tips_BP, vocabulary.latent_end)
     hidden_BQD, _ = prefix.grow(
         parents_BQ, input_ids=torch.cat([ends_BP, answers_BAL[..., :-1].flatten(1)], dim=1)
     )

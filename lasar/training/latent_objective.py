@@ -38,7 +38,7 @@ class LatentObjective:
         reasoner = self.reasoner
         done = latent_pass(
             reasoner.backbone, batch, vocabulary=reasoner.vocabulary, trie=self.trie,
-            **reasoner.loop,
+            closing=reasoner.settings.closing, **reasoner.loop,
         )  # fmt: skip
         total = done.codes.total
         if self.alpha:

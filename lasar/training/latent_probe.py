@@ -44,7 +44,7 @@ def probe(
     for batch in batches:
         done = latent_pass(
             reasoner.backbone, batch, vocabulary=reasoner.vocabulary, trie=trie,
-            **reasoner.loop,
+            closing=reasoner.settings.closing, **reasoner.loop,
         )  # fmt: skip
         samples = batch.num_targets
         totals.add("ce", float(done.codes.total), samples)

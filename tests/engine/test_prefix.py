@@ -101,17 +101,18 @@ def assert_same(fused, generic) -> None:
     depth=st.sampled_from(["auto", "sampled", 0, 1, 4]),
     feedback=st.sampled_from(["raw", "norm_matched", "soft_token"]),
     step_embeddings=st.booleans(),
+    closing=st.sampled_from(["marker", "opening"]),
     normalise=st.sampled_from(["trie", "level", "full"]),
     beam_width=st.integers(1, 60),
     num_items=st.integers(1, 100),
     seed=st.integers(0, 99),
 )
 def test_ranked_lists_are_the_generic_ones(
-    name, lengths, depth, feedback, step_embeddings, normalise, beam_width, num_items, seed
+    name, lengths, depth, feedback, step_embeddings, closing, normalise, beam_width, num_items, seed
 ):
     model = reasoner(
         name, dataclasses.replace(VOCABULARY, normalise=normalise), feedback=feedback,
-        step_embeddings=step_embeddings,
+        step_embeddings=step_embeddings, closing=closing,
     )  # fmt: skip
     assert_same(
         *both(

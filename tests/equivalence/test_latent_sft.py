@@ -78,7 +78,7 @@ def without_orders(found):
     return [TrainSequence(s.user_index, s.items, np.arange(len(s.items), dtype=np.int32)) for s in found]
 
 
-def batched(model, head, found, vocabulary, depth, batch_tokens=10_000):
+def batched(model, head, found, vocabulary, depth, batch_tokens=10_000, closing="marker"):
     """Sums over all batches: cross-entropy, alignment, depth."""
     anchors = anchors_for(model.config.hidden_size)
     sums = []
@@ -86,7 +86,7 @@ def batched(model, head, found, vocabulary, depth, batch_tokens=10_000):
         found, vocabulary.item_tokens(ITEMS), vocabulary=vocabulary, steps=steps, max_depth=DEEPEST, depth=depth,
         fallback_depth=2, batch_tokens=batch_tokens, train_targets="all", seed=0, epoch=0,
     ):  # fmt: skip
-        done = latent_pass(model, batch, vocabulary=vocabulary, trie=TRIE, feedback="raw")
+        done = latent_pass(model, batch, vocabulary=vocabulary, trie=TRIE, feedback="raw", closing=closing)
         loss, has = aligned_steps(done.latents, batch, lambda index: anchors[index], kind="kl")
         weights = torch.from_numpy(batch.weights_BP)
         logits = head(done.latents.hidden_BPND[:, :, 0])
@@ -96,7 +96,7 @@ def batched(model, head, found, vocabulary, depth, batch_tokens=10_000):
     return torch.stack(sums).sum(0)
 
 
-def one_by_one(model, head, found, vocabulary, depth):
+def one_by_one(model, head, found, vocabulary, depth, closing="marker"):
     total = torch.zeros(3)
     for user, items, baskets in found:
         for basket in np.unique(baskets):
@@ -106,12 +106,12 @@ def one_by_one(model, head, found, vocabulary, depth):
             )
             for item in items[baskets == basket]:
                 total = total + one_sample(
-                    model, head, history, int(item), steps(user, int(basket)), depth, vocabulary
+                    model, head, history, int(item), steps(user, int(basket)), depth, vocabulary, closing
                 )
     return total
 
 
-def one_sample(model, head, history, item, anchor_steps, depth, vocabulary):
+def one_sample(model, head, history, item, anchor_steps, depth, vocabulary, closing="marker"):
     anchors = anchors_for(model.config.hidden_size)
     depth = depth if depth is not None else (len(anchor_steps) or 2)
     embeddings = input_table(model)
@@ -132,7 +132,8 @@ def one_sample(model, head, history, item, anchor_steps, depth, vocabulary):
                 distances.append(((a * (a / b).log()).sum() + (b * (b / a).log()).sum()) / 2)
         if distances:
             aligned = torch.stack(distances).mean()
-        sequence.append(embeddings[vocabulary.latent_end])
+        closed = vocabulary.latent_end if closing == "marker" else int(history[-1])
+        sequence.append(embeddings[closed])
     loss = torch.zeros(())
     for level in range(LEVELS):
         hidden = last_hidden(model, sequence)
@@ -160,15 +161,16 @@ def head_of(model):
     orders=st.booleans(),
     depth=st.sampled_from([None, 0, 1, 3]),
     tokens=st.integers(16, 300),
+    closing=st.sampled_from(["marker", "opening"]),
 )
-def test_trunk_and_branch_loss_equals_per_sample_loss(name, found, orders, depth, tokens):
+def test_trunk_and_branch_loss_equals_per_sample_loss(name, found, orders, depth, tokens, closing):
     model, head = MODELS[name], head_of(MODELS[name])
     vocabulary = ORDERS if orders else PLAIN
     found = found if orders else without_orders(found)
     with torch.no_grad():
         torch.testing.assert_close(
-            batched(model, head, found, vocabulary, depth, tokens),
-            one_by_one(model, head, found, vocabulary, depth),
+            batched(model, head, found, vocabulary, depth, tokens, closing),
+            one_by_one(model, head, found, vocabulary, depth, closing),
             atol=1e-4, rtol=1e-5,
         )  # fmt: skip
 

@@ -4,6 +4,7 @@ The slow side repeats the prompt for every rollout, recomputes the whole sequenc
 codes by the definition.
 """
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -75,7 +76,8 @@ def one_sequence(reasoner, prompt, depth, item):
         for _ in range(depth):
             hidden = trunk(model)(inputs_embeds=embedded[None], use_cache=False).last_hidden_state
             embedded = torch.cat([embedded, hidden[0, -1:]])
-        embedded = torch.cat([embedded, table[[VOCABULARY.latent_end]]])
+        closed = VOCABULARY.latent_end if reasoner.settings.closing == "marker" else int(prompt[-1])
+        embedded = torch.cat([embedded, table[[closed]]])
     codes = ITEMS[item].tolist()
     embedded = torch.cat([embedded, table[TOKENS[item, :-1]]])
     hidden = trunk(model)(inputs_embeds=embedded[None], use_cache=False).last_hidden_state[0, -LEVELS:]
@@ -120,6 +122,17 @@ def test_groups_at_mixed_depths_are_one_sequence_at_a_time(seed, how):
         torch.testing.assert_close(
             scored(REASONER, rollouts).logprobs_BGL, one_by_one(REASONER, rollouts), atol=2e-5, rtol=0
         )
+
+
+def test_groups_after_reasoning_that_is_closed_by_the_opening():
+    rollouts = rolled(count=3)
+    settings = dataclasses.replace(REASONER.settings, closing="opening")
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        marker = scored(REASONER, rollouts).logprobs_BGL
+        patch.setattr(REASONER, "settings", settings)
+        opening = scored(REASONER, rollouts).logprobs_BGL
+        torch.testing.assert_close(opening, one_by_one(REASONER, rollouts), atol=2e-5, rtol=0)
+    assert (opening - marker).abs().max() > 1e-3
 
 
 def test_gradients_too():

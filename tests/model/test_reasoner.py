@@ -57,7 +57,8 @@ def recomputed(model, row, depth):
     sequence = [table[token] for token in [*row, VOCABULARY.latent_start]]
     for _ in range(depth):
         sequence.append(last_state(model, sequence))
-    return last_state(model, [*sequence, table[VOCABULARY.latent_end]])
+    closed = VOCABULARY.latent_end if model.settings.closing == "marker" else row[-1]
+    return last_state(model, [*sequence, table[closed]])
 
 
 def last_state(model, sequence):
@@ -78,6 +79,17 @@ def test_a_forced_depth_is_taken_by_every_prompt(depth):
         torch.testing.assert_close(
             thought.prefix.hidden_B1D[row, 0], recomputed(MODEL, prompt, depth), atol=1e-5, rtol=1e-5
         )
+
+
+@torch.no_grad()
+def test_reasoning_may_be_closed_by_the_token_it_left_from():
+    model = reasoner(closing="opening")
+    for depth in (1, 3):
+        thought = think(model, depth=depth)
+        for row, prompt in enumerate(PROMPTS):
+            torch.testing.assert_close(
+                thought.prefix.hidden_B1D[row, 0], recomputed(model, prompt, depth), atol=1e-5, rtol=1e-5
+            )
 
 
 @torch.no_grad()
