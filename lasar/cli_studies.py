@@ -19,6 +19,7 @@ def study(
     overrides: Overrides = None,
     seed: Annotated[list[int] | None, typer.Option(help="Run only this seed; repeat.")] = None,
     arm: Annotated[list[str] | None, typer.Option(help="Run only this arm; repeat.")] = None,
+    processes: Annotated[int, typer.Option(help="Cells run at once, each in a process.")] = 1,
     table: Annotated[bool, typer.Option("--table", help="Run nothing, print the table.")] = False,
     save: Annotated[bool, typer.Option("--save", help="Run nothing, print the table and save it.")] = False,
     latency: Annotated[
@@ -40,7 +41,10 @@ def study(
     if latency:
         time_arms(loaded, say=lambda line: console.print(line, highlight=False))
     elif not (table or save):
-        run_study(loaded, seeds=seed, arms=arm, say=lambda line: console.print(line, highlight=False))
+        run_study(
+            loaded, seeds=seed, arms=arm, processes=processes,
+            say=lambda line: console.print(line, highlight=False, markup=False),
+        )  # fmt: skip
     cells, stale = finished_cells(loaded)
     for line in stale:
         console.print(f"out of date, not in the table: {line}", highlight=False, markup=False)
@@ -64,6 +68,7 @@ def tune(
     file: Annotated[Path, typer.Argument(metavar="TUNING", help="YAML file of the tuning.")],
     overrides: Overrides = None,
     method: Annotated[list[str] | None, typer.Option(help="Run only this method; repeat.")] = None,
+    processes: Annotated[int, typer.Option(help="Trials run at once, each in a process.")] = 1,
     table: Annotated[bool, typer.Option("--table", help="Run nothing, print the table.")] = False,
     save: Annotated[bool, typer.Option("--save", help="Run nothing, print the table and save it.")] = False,
     results: Annotated[Path, typer.Option(help="Where --save puts it.")] = Path("results/tunings"),
@@ -77,8 +82,9 @@ def tune(
     loaded, console = load_tuning(file, overrides=overrides or ()), Console()
     if not (table or save):
         run_tuning(
-            loaded, methods=method, say=lambda line: console.print(line, highlight=False, markup=False)
-        )
+            loaded, methods=method, processes=processes,
+            say=lambda line: console.print(line, highlight=False, markup=False),
+        )  # fmt: skip
     result, stale = tuning_result(
         loaded, device=device or this_device(), commit=current_commit() if save else ""
     )

@@ -190,8 +190,11 @@ def choose_precision(wanted: PrecisionChoice, model: nn.Module) -> Precision:
     if wanted != "auto":
         return wanted
     config: Any = model.config
-    can = torch.cpu.get_capabilities()
-    hardware = can.get("avx512_bf16") or can.get("amx_bf16")
+    if input_table(model).is_cuda:
+        hardware = torch.cuda.is_bf16_supported()
+    else:
+        can = torch.cpu.get_capabilities()
+        hardware = bool(can.get("avx512_bf16") or can.get("amx_bf16"))
     return "bf16" if hardware and config.get_text_config().hidden_size >= _BF16_WIDTH else "fp32"
 
 
@@ -204,7 +207,8 @@ def why_unknown(model: nn.Module) -> str | None:
     config: Any = model.config
     if model.training:
         return "the model is in training mode"
-    if torch.is_autocast_enabled("cpu"):
+    table = input_table(model)
+    if torch.is_autocast_enabled(table.device.type):
         return "autocast is on"
     if type(model) not in _KNOWN:
         return f"architecture {config.model_type!r} ({type(model).__name__}) is not one it knows"
@@ -223,9 +227,8 @@ def why_unknown(model: nn.Module) -> str | None:
                     return f"{name} of layer {number} is a {type(linear).__name__}, not a plain linear layer"
                 if linear.bias is not None and name not in _BIASED:
                     return f"{name} of layer {number} has a bias"
-    table = input_table(model)
-    if table.device.type != "cpu" or table.dtype != torch.float32:
-        return f"{table.dtype} on {table.device.type}: so far it computes in float32 on CPUs"
+    if table.device.type not in ("cpu", "cuda") or table.dtype != torch.float32:
+        return f"{table.dtype} on {table.device.type}: it computes from float32 weights on CPUs and CUDA"
     if any(parameter.requires_grad for parameter in model.parameters()):
         return "its weights can be trained; freeze them with requires_grad_(False)"
     return None

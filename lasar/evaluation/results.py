@@ -231,7 +231,7 @@ def current_commit(repository: Path = Path()) -> str:
 
 
 def this_device() -> str:
-    """Processor name and the number of cores this process may use."""
+    """The GPU if there is one, the processor, and the number of cores this process may use."""
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
@@ -240,7 +240,10 @@ def this_device() -> str:
                 name = line.partition(":")[2].strip()
                 break
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{name}, {cores} core{'s' if cores != 1 else ''}"
+    import torch
+
+    processor = f"{name}, {cores} core{'s' if cores != 1 else ''}"
+    return f"{torch.cuda.get_device_name()}; {processor}" if torch.cuda.is_available() else processor
 
 
 def write_document(results: Path = JSONL, docs: Path = PAGE) -> list[Path]:

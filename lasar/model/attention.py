@@ -27,13 +27,17 @@ from lasar.model.tree import Nodes, with_trunk
 Mask = Tensor | BlockMask
 
 _KNOWN = ("sdpa", "flex_attention", "eager")
+_FLEX_WIDTH = 512  # of a model from which on compiling FlexAttention pays
 _VARIANTS = 64  # of the compiled kernel, at most
 _DROPOUT_FIELDS = ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob")
 
 
-def choose_attention(device: torch.device | str) -> Literal["sdpa", "flex_attention"]:
-    """The backend for a device: FlexAttention on CUDA, SDPA elsewhere."""
-    return "flex_attention" if torch.device(device).type == "cuda" else "sdpa"
+def choose_attention(device: torch.device | str, width: int) -> Literal["sdpa", "flex_attention"]:
+    """The backend for a device and a model's hidden size: FlexAttention for wide models on CUDA, else SDPA.
+
+    A narrow model is trained before its FlexAttention is compiled.
+    """
+    return "flex_attention" if torch.device(device).type == "cuda" and width >= _FLEX_WIDTH else "sdpa"
 
 
 def set_attention(model: nn.Module, device: torch.device | str) -> None:
@@ -50,7 +54,7 @@ def set_attention(model: nn.Module, device: torch.device | str) -> None:
     dropout = any(getattr(config, field, None) for field in _DROPOUT_FIELDS)
     flexible = getattr(model, "_supports_flex_attn", False) and not dropout
     current = config._attn_implementation
-    wanted = choose_attention(device)
+    wanted = choose_attention(device, config.get_text_config().hidden_size)
     if wanted == "flex_attention" and flexible:
         # Torch compiles it anew for a single row, query or block, for other layouts of keys and for gradients: about
         # 40 variants over all sizes. Past its limit of 8 it would go on uncompiled, with all scores in memory.

@@ -11,6 +11,7 @@ from lasar.config import Recipe
 from lasar.errors import ArtifactError, ConfigError
 from lasar.stages import STAGES
 from lasar.study.files import Study
+from lasar.study.pool import Job, run_jobs
 
 T = TypeVar("T", str, int)
 
@@ -20,6 +21,7 @@ def run_study(
     *,
     seeds: Sequence[int] | None = None,
     arms: Sequence[str] | None = None,
+    processes: int = 1,
     say: Callable[[str], None],
 ) -> None:
     """Run seed by seed what is not up to date; a killed study continues.
@@ -28,6 +30,7 @@ def run_study(
         study: what to run.
         seeds: only these seeds.
         arms: only these arms.
+        processes: cells run at once, each in a process of its own that writes to `logs/` in the study's folder.
         say: called with one line per stage and cell.
 
     Raises:
@@ -44,15 +47,47 @@ def run_study(
         for stage in recipe.stages:  # a wrong path is found now, not when its stage begins
             STAGES[stage].sources(recipe.configs[stage])
     run_level(first, shared={}, say=say)
+    if processes != 1:
+        run_jobs(_jobs(study, cells), processes=processes, say=say)
+        return
     started = set[int]()
     for number, (seed, arm) in enumerate(cells, start=1):
         if seed not in started:
-            shared = study.shared(seed, [other for other_seed, other in cells if other_seed == seed])
-            once = {stage: folder for stage, folder in shared.items() if stage in study.file.once}
-            run_level(_only(study.of_seed(seed), shared), shared=once, say=say)
+            run_seed(study, seed, [other for other_seed, other in cells if other_seed == seed], say)
             started.add(seed)
         say(f"cell {number} of {len(cells)}: seed {seed}, {arm}")
-        run_level(study.of_cell(seed, arm), shared=study.shared(seed, [arm]), say=say)
+        run_cell(study, seed, arm, say)
+
+
+def run_seed(study: Study, seed: int, arms: Sequence[str], say: Callable[[str], None] = print) -> None:
+    """Run the stages that arms share within a seed."""
+    shared = study.shared(seed, arms)
+    once = {stage: folder for stage, folder in shared.items() if stage in study.file.once}
+    run_level(_only(study.of_seed(seed), shared), shared=once, say=say)
+
+
+def run_cell(study: Study, seed: int, arm: str, say: Callable[[str], None] = print) -> None:
+    """Run the stages that an arm has for itself."""
+    run_level(study.of_cell(seed, arm), shared=study.shared(seed, [arm]), say=say)
+
+
+def _jobs(study: Study, cells: Sequence[tuple[int, str]]) -> list[Job]:
+    """What the cells share within a seed, then the cells; one that needs nothing of its seed waits for nothing."""
+    needing = {cell for cell in cells if study.shared(cell[0], [cell[1]]).keys() & set(study.file.per_seed)}
+    jobs = []
+    for seed in dict.fromkeys(seed for seed, _ in cells):
+        name, arms = f"seed-{seed}", [arm for other, arm in cells if other == seed]
+        jobs.append(Job(name=name, run=run_seed, arguments=(study, seed, arms), log=_log(study, name)))
+    for seed, arm in cells:
+        name, after = f"seed-{seed}/{arm}", frozenset([f"seed-{seed}"] if (seed, arm) in needing else [])
+        jobs.append(
+            Job(name=name, run=run_cell, arguments=(study, seed, arm), log=_log(study, name), after=after)
+        )
+    return jobs
+
+
+def _log(study: Study, name: str) -> Path:
+    return study.root / "logs" / f"{name.replace('/', '-')}.log"
 
 
 def _only(recipe: Recipe, needed: Container[str]) -> Recipe:

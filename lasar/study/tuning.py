@@ -5,6 +5,7 @@ once it has used its minutes; the trial under way is finished. What decides is t
 its best epoch, on validation users. Nothing here reads a test event.
 """
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from lasar.errors import ConfigError, nearest
 from lasar.evaluation.tuning_table import MethodTuning, Trial, TuningResult
 from lasar.stages import STAGES
 from lasar.study.files import is_folder_name, recipe_of, split_run_dir
+from lasar.study.pool import Job, run_jobs
 from lasar.study.reading import plain_path, settings_of, stale_reason
 from lasar.study.running import run_level
 
@@ -134,12 +136,15 @@ def _check_method(tuning: Tuning, method: str, declared: Method) -> None:
                 raise ConfigError(f"{where}: {declared.stage!r} reads {upstream!r}; name it in 'shared'")
 
 
-def run_tuning(tuning: Tuning, *, methods: Sequence[str] | None = None, say: Callable[[str], None]) -> None:
+def run_tuning(
+    tuning: Tuning, *, methods: Sequence[str] | None = None, processes: int = 1, say: Callable[[str], None]
+) -> None:
     """Run the trials that are not up to date, method by method; a killed tuning continues.
 
     Args:
         tuning: what to run.
         methods: only these.
+        processes: trials run at once, each in a process of its own that writes to `logs/` in the tuning's folder.
         say: called with one line per stage and trial.
 
     Raises:
@@ -153,24 +158,49 @@ def run_tuning(tuning: Tuning, *, methods: Sequence[str] | None = None, say: Cal
             )
     shared = tuning.shared()
     run_level(shared, shared={}, say=say)
-    links = {stage: shared.run_dir / stage for stage in shared.stages}
-    for method, declared in tuning.file.methods.items():
-        if methods and method not in methods:
-            continue
-        used = 0.0
-        for number in range(len(declared.trials)):
-            if used >= 60 * tuning.file.minutes:
-                left = len(declared.trials) - number
+    chosen = [method for method in tuning.file.methods if not methods or method in methods]
+    if processes != 1:
+        run_jobs([job for method in chosen for job in _jobs(tuning, method)], processes=processes, say=say)
+        return
+    for method in chosen:
+        trials = tuning.file.methods[method].trials
+        for number in range(len(trials)):
+            if not _within_budget(tuning, method, number):
+                left = len(trials) - number
                 say(f"{method}: {tuning.file.minutes:g} CPU minutes used, {left} trials left out")
                 break
-            say(
-                f"{method}: trial {number + 1} of {len(declared.trials)}: {declared.trials[number] or 'as it is'}"
-            )
-            recipe = tuning.trial(method, number)
-            run_level(recipe, shared=links, say=say)
-            folder = recipe.run_dir / declared.stage
-            used += read_manifest(folder)["cpu_seconds"]
-            say(f"{method}: N@10 {read_json(folder / 'metrics.json')[_METRIC]:.4f} on validation users")
+            say(f"{method}: trial {number + 1} of {len(trials)}: {trials[number] or 'as it is'}")
+            run_trial(tuning, method, number, say)
+
+
+def run_trial(tuning: Tuning, method: str, number: int, say: Callable[[str], None] = print) -> None:
+    """Run one trial, from 0, after the shared stages."""
+    shared, recipe = tuning.shared(), tuning.trial(method, number)
+    run_level(recipe, shared={stage: shared.run_dir / stage for stage in shared.stages}, say=say)
+    found = read_json(_folder(tuning, method, number) / "metrics.json")[_METRIC]
+    say(f"{method}: N@10 {found:.4f} on validation users")
+
+
+def _within_budget(tuning: Tuning, method: str, number: int) -> bool:
+    """Whether the finished trials before this one have left any of the method's minutes."""
+    folders = [_folder(tuning, method, before) for before in range(number)]
+    used = sum(read_manifest(f)["cpu_seconds"] for f in folders if (f / MANIFEST).is_file())
+    return bool(used < 60 * tuning.file.minutes)
+
+
+def _jobs(tuning: Tuning, method: str) -> list[Job]:
+    names = [f"{method}-{number}" for number in range(len(tuning.file.methods[method].trials))]
+    return [
+        Job(
+            name=name, run=run_trial, arguments=(tuning, method, number), log=tuning.root / "logs" / f"{name}.log",
+            wanted=functools.partial(_within_budget, tuning, method, number),
+        )
+        for number, name in enumerate(names)
+    ]  # fmt: skip
+
+
+def _folder(tuning: Tuning, method: str, number: int) -> Path:
+    return tuning.root / f"{method}-{number}" / tuning.file.methods[method].stage
 
 
 def tuning_result(tuning: Tuning, *, device: str, commit: str) -> tuple[TuningResult, list[str]]:

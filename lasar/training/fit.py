@@ -18,7 +18,14 @@ from torch import Tensor, nn
 
 from lasar.errors import TrainingError, require
 from lasar.progress import progress
-from lasar.training.checkpoints import load_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
+from lasar.training.checkpoints import (
+    load_checkpoint,
+    optimizer_tensors,
+    random_state,
+    restore_optimizer,
+    restore_random_state,
+    save_checkpoint,
+)
 
 _CHECKPOINT_EVERY_SECONDS = 30.0
 
@@ -281,8 +288,7 @@ def _save(
     tensors |= {f"average.{name}": value for name, value in average.items()}
     tensors |= {f"best.{name}": value for name, value in best.items()}
     tensors |= optimizer_tensors(optimizer)
-    tensors["random_state"] = torch.get_rng_state()
-    save_checkpoint(folder, tensors=tensors, facts=vars(at))
+    save_checkpoint(folder, tensors=tensors | random_state(), facts=vars(at))
 
 
 def _resume(
@@ -307,5 +313,5 @@ def _resume(
     for name in best:
         best[name].copy_(tensors[f"best.{name}"])
     restore_optimizer(optimizer, tensors)
-    torch.set_rng_state(tensors["random_state"])
+    restore_random_state(tensors)
     return _Progress(**facts)

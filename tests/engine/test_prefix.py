@@ -83,14 +83,14 @@ def both(model: LatentReasoner, codes: np.ndarray, lengths, *, seed: int = 0, **
     return [ranker.rank(histories, baskets, **options) for ranker in rankers]
 
 
-def assert_same(fused, generic) -> None:
+def assert_same(fused, generic, *, tolerance: float = 1e-5) -> None:
     np.testing.assert_array_equal(fused.depths_Q, generic.depths_Q)
     found = generic.items_QK >= 0
     np.testing.assert_array_equal(fused.items_QK >= 0, found)
-    np.testing.assert_allclose(fused.scores_QK[found], generic.scores_QK[found], atol=1e-5)
+    np.testing.assert_allclose(fused.scores_QK[found], generic.scores_QK[found], atol=tolerance)
     # Where items differ their scores are equal to rounding: the order of a tie is nobody's promise.
     for row, column in zip(*np.nonzero(fused.items_QK != generic.items_QK), strict=True):
-        others = np.abs(generic.scores_QK[row] - generic.scores_QK[row, column]) < 1e-5
+        others = np.abs(generic.scores_QK[row] - generic.scores_QK[row, column]) < tolerance
         assert others.sum() > 1 or column == generic.items_QK.shape[1] - 1
 
 
@@ -252,3 +252,18 @@ def test_beams_that_are_not_needed_change_nothing():
     computed = second.abs().sum(-1) > 0
     assert computed.tolist() == [[True, True, False, True, False, True], [False] * 6, [True] * 6]
     torch.testing.assert_close(second[computed], all_second[computed], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", list(MODELS))
+@pytest.mark.parametrize("depth", ["auto", 0, 4])
+def test_cuda_gives_the_lists_of_the_generic_path_on_the_cpu(name, depth):
+    model, codes, rng = reasoner(name), random_codes(80), np.random.default_rng(0)
+    histories = [rng.integers(80, size=n).astype(np.int32) for n in (0, 1, 3, 12, 7, 40)]
+    baskets = [np.arange(len(history), dtype=np.int32) for history in histories]
+    options = {"k": 10, "beam_width": 20, "depth": depth, "exclude_seen": True}
+    expected = Ranker(model, codes_IL=codes, fused=False).rank(histories, baskets, **options)
+    for fused in (True, False):
+        ranker = Ranker(copy.deepcopy(model).to("cuda").requires_grad_(False), codes_IL=codes, fused=fused)
+        assert ranker.engine.startswith("fused" if fused else "generic")
+        assert_same(ranker.rank(histories, baskets, **options), expected, tolerance=1e-3)

@@ -265,7 +265,8 @@ def test_grown_trees_are_the_same_on_cuda(name, growth):
 
 @QUIET
 @ON_CUDA
-def test_a_model_on_cuda_uses_block_masks():
-    model = build_preset("tiny", vocabulary=VOCABULARY, seed=1)
+def test_a_wide_model_on_cuda_uses_block_masks():
+    size = {"hidden_size": 512, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 8}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=16, **size))
     move(model, "cuda")
     assert model.config._attn_implementation == "flex_attention"

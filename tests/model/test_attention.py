@@ -15,6 +15,7 @@ SMALL = {
     "vocab_size": 16, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
 }  # fmt: skip
 LLAMA = LlamaForCausalLM(LlamaConfig(**SMALL))
+WIDE = LlamaForCausalLM(LlamaConfig(**(SMALL | {"hidden_size": 512})))
 
 
 def uses(attention, model=LLAMA):
@@ -104,9 +105,10 @@ def test_an_attention_without_masks_is_refused():
         causal_mask(model, torch.zeros(1, 2, dtype=torch.int64))
 
 
-def test_flex_attention_is_for_cuda():
-    assert choose_attention("cpu") == "sdpa"
-    assert choose_attention(torch.device("cuda", 1)) == "flex_attention"
+def test_flex_attention_is_for_wide_models_on_cuda():
+    assert choose_attention("cpu", 1024) == "sdpa"
+    assert choose_attention(torch.device("cuda", 1), 1024) == "flex_attention"
+    assert choose_attention("cuda", 256) == "sdpa"
 
 
 def gpt2():
@@ -116,12 +118,19 @@ def gpt2():
 @pytest.mark.parametrize(
     ("model", "device", "before", "after"),
     [
-        (LLAMA, "cuda", "sdpa", "flex_attention"),
-        (LLAMA, "cuda", "eager", "flex_attention"),
+        (WIDE, "cuda", "sdpa", "flex_attention"),
+        (WIDE, "cuda", "eager", "flex_attention"),
+        (LLAMA, "cuda", "sdpa", "sdpa"),
+        (LLAMA, "cuda", "flex_attention", "sdpa"),
         (LLAMA, "cpu", "flex_attention", "sdpa"),
         (LLAMA, "cpu", "eager", "eager"),
         (gpt2(), "cuda", "sdpa", "sdpa"),  # transformers has no FlexAttention for it
-        (LlamaForCausalLM(LlamaConfig(**SMALL, attention_dropout=0.1)), "cuda", "sdpa", "sdpa"),
+        (
+            LlamaForCausalLM(LlamaConfig(**(SMALL | {"hidden_size": 512}), attention_dropout=0.1)),
+            "cuda",
+            "sdpa",
+            "sdpa",
+        ),
     ],
 )
 def test_a_model_gets_the_attention_it_can_use(model, device, before, after):
@@ -133,5 +142,5 @@ def test_torch_may_compile_every_variant():
     with torch._dynamo.config.patch(recompile_limit=8):
         set_attention(uses("sdpa"), "cpu")
         assert torch._dynamo.config.recompile_limit == 8
-        set_attention(uses("sdpa"), "cuda")
+        set_attention(uses("sdpa", WIDE), "cuda")
         assert torch._dynamo.config.recompile_limit == 64
