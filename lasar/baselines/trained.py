@@ -26,6 +26,7 @@ from lasar.baselines.tiger import Tiger
 from lasar.data.interactions import EvalCases, TrainSequence
 from lasar.errors import ArtifactError
 from lasar.evaluation.metrics import user_metrics
+from lasar.model.attention import without_plans
 from lasar.training.fit import FitPlan, FitResult, fit
 
 FACTS_FILE = "baseline.json"
@@ -169,6 +170,7 @@ class Trained:
             raise ArtifactError(
                 f"{folder}: not a usable baseline ({error}); run the stage {folder.name!r} again"
             ) from None
+        without_plans()
         opened.network.to(device).eval()
         return opened
 

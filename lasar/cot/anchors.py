@@ -22,8 +22,9 @@ from safetensors.numpy import load_file, save_file
 
 from lasar.artifacts import read_json, write_json
 from lasar.cot.anchor_sources import Source
+from lasar.cot.rows import TrainingRow
 from lasar.cot.segmentation import unit
-from lasar.errors import ArtifactError, DataError
+from lasar.errors import ArtifactError, ConfigError, DataError
 from lasar.progress import progress
 
 ANCHORS_FILE, ROWS_FILE, TEXTS_FILE = "anchors.safetensors", "rows.safetensors", "texts.parquet"
@@ -172,6 +173,23 @@ def write_rows(
     )
 
 
+def write_none(folder: Path, rows: Sequence[TrainingRow], *, hidden_size: int) -> None:
+    """Write the artifact of training rows without any anchor.
+
+    Args:
+        folder: the artifact.
+        rows: training rows, sorted by user, then basket.
+        hidden_size: of the backbone.
+    """
+    _reserve(folder / ANCHORS_FILE, (1, hidden_size))  # zeros, which no row names: the file has at least one
+    write_rows(
+        folder,
+        user_index_R=np.array([row.user_index for row in rows], dtype=np.int32),
+        basket_R=np.array([row.basket for row in rows], dtype=np.int32),
+        counts_R=np.zeros(len(rows), dtype=np.int64), anchors_S=np.zeros(0, dtype=np.int32), texts=(),
+    )  # fmt: skip
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class AnchorStore:
     """The anchors of every training row.
@@ -219,6 +237,18 @@ class AnchorStore:
         if len(store.anchors_S) and int(store.anchors_S.max()) >= len(vectors_AD):
             raise ArtifactError(f"{path}: names anchors that do not exist; run the stage 'anchor' again")
         return store
+
+    def require(self, wanted: str) -> None:
+        """Refuse what needs anchors where there are none.
+
+        Raises:
+            ConfigError: the stage `anchor` made none.
+        """
+        if not len(self.anchors_S):
+            raise ConfigError(
+                f"{wanted} needs anchors, and {self.folder} has none; set latent_sft.loop.depth to a number, "
+                "latent_sft.alignment=none and rl.terminal_share=0, or give the items text and anchor.source"
+            )
 
     def steps(self, user_index: int, basket: int) -> Int32Array:
         """Anchors of a row, first step first; empty for a row without a rationale, and for no row at all."""

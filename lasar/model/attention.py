@@ -40,6 +40,14 @@ def choose_attention(device: torch.device | str, width: int) -> Literal["sdpa", 
     return "flex_attention" if torch.device(device).type == "cuda" and width >= _FLEX_WIDTH else "sdpa"
 
 
+def without_plans() -> None:
+    """Keep PyTorch from attention that makes an execution plan for every new shape (cuDNN's, first choice on Hopper).
+
+    Histories, latents and beams have other shapes in every batch, and a plan takes longer than many batches.
+    """
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
+
 def set_attention(model: nn.Module, device: torch.device | str) -> None:
     """Make a model use what `choose_attention` says for a device, if it can.
 
@@ -50,6 +58,7 @@ def set_attention(model: nn.Module, device: torch.device | str) -> None:
         model: a Hugging Face model.
         device: where it is going to run.
     """
+    without_plans()
     config: Any = model.config
     dropout = any(getattr(config, field, None) for field in _DROPOUT_FIELDS)
     flexible = getattr(model, "_supports_flex_attn", False) and not dropout

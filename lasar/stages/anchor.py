@@ -39,9 +39,9 @@ _SHARD_SIZE = 512  # texts; a killed stage repeats at most one shard
 class Config(StageConfig):
     """Fields of the recipe section `anchor`."""
 
-    source: Literal["encoder", "backbone"] = "encoder"
-    """Segment vectors of the text model through a learned projection, or hidden states of the backbone itself (which
-    needs one that knows text)."""
+    source: Literal["encoder", "backbone", "none"] = "encoder"
+    """Segment vectors of the text model through a learned projection; hidden states of the backbone itself (which
+    needs one that knows text); or no anchors, for a catalogue without text."""
     context: Literal["alone", "in_context"] = "alone"
     """What the backbone reads: the segment alone, or the history and the rationale up to the segment's end."""
     text_model: str = DEFAULT_TEXT_MODEL
@@ -83,7 +83,7 @@ def sources(config: Config) -> tuple[Path, ...]:
             "anchor.context=in_context: a sentence encoder cannot read a history of semantic IDs; "
             "set anchor.context=alone, or anchor.source=backbone"
         )
-    folder = local_model_folder(config.text_model, field=_FIELD)
+    folder = None if config.source == "none" else local_model_folder(config.text_model, field=_FIELD)
     return () if folder is None else (folder,)
 
 
@@ -100,6 +100,13 @@ def run(config: Config, context: StageContext) -> None:
     items = ItemTable.load(context.inputs["prepare"])
     rows = training_rows(interactions)
     rationales = read_rationales(context.inputs["rationalize"], rows)
+    backbone = _backbone(context)
+    width = int(backbone.model.config.hidden_size)
+    if config.source == "none":
+        anchors.write_none(context.output, rows, hidden_size=width)
+        facts = {"source": "none", "teacher": "nobody", "max_depth": config.max_depth, "num_rows": len(rows)}
+        write_json(context.output / "summary.json", facts)
+        return
     encode = sharded_encoder(
         config.text_model, batch_size=config.batch_size, max_tokens=config.max_tokens,
         folder=config.cache or context.scratch / "texts", shard_size=_SHARD_SIZE, field=_FIELD,
@@ -109,8 +116,6 @@ def run(config: Config, context: StageContext) -> None:
         segments_mean=config.segments_mean, max_depth=config.max_depth,
     )  # fmt: skip
     texts, anchors_S = anchors.number_anchors(segmentation.texts_S, shared=config.context == "alone")
-    backbone = _backbone(context)
-    width = int(backbone.model.config.hidden_size)
     size = anchors.readable_size(anchors.anchor_bytes(len(texts), width))
     logger.info("anchors: %d segments, %d distinct, %d wide: %s", len(anchors_S), len(texts), width, size)
     anchors.check_disk(context.scratch, anchors.anchor_bytes(len(texts), width))
@@ -145,6 +150,9 @@ def show(folder: Path, console: Console) -> None:
     from lasar.cot.anchor_view import example_lines, summary_table
 
     summary = read_json(folder / "summary.json")
+    if summary["source"] == "none":
+        console.print(f"anchor: no anchors for {summary['num_rows']:,} training rows", highlight=False)
+        return
     console.print(summary_table(summary))
     for example in summary["examples"]:
         console.print("\n".join(example_lines(example)), soft_wrap=True)

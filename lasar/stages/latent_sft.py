@@ -110,6 +110,8 @@ def run(config: Config, context: StageContext) -> None:
     interactions = Interactions.load(context.inputs["prepare"])
     catalog = SidCatalog.load(context.inputs["quantize"])
     store = AnchorStore.load(context.inputs["anchor"])
+    if config.loop.depth == "rationale" or (config.loop.depth and config.alignment != "none"):
+        store.require(f"loop.depth={config.loop.depth}, alignment={config.alignment}")
     reasoner = _initial_reasoner(config, context, max_depth=store.max_depth)
     depth = reasoner.settings.fixed_depth
     ranker = Ranker(reasoner, codes_IL=catalog.codes_IL)
@@ -148,10 +150,8 @@ def run(config: Config, context: StageContext) -> None:
         ),
         batches=lambda epoch: batches(sequences, epoch, config.split_orders, config.loop.early_answers),
         loss=objective,
-        validate=lambda _: measure()
-        | validation_metrics(ranker, valid, exclude_seen=not interactions.has_repeats),
-        checkpoint_dir=context.scratch / "checkpoint",
-        description="latent_sft",
+        validate=lambda _: measure() | validation_metrics(ranker, valid, exclude_seen=not interactions.has_repeats),
+        checkpoint_dir=context.scratch / "checkpoint", description="latent_sft",
     )  # fmt: skip
     save_reasoner(reasoner, context.output)
     if (context.inputs["sft"] / TOKENIZER_FILE).is_file():

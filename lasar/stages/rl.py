@@ -86,6 +86,8 @@ def run(config: Config, context: StageContext) -> None:
     interactions = Interactions.load(context.inputs["prepare"])
     catalog = SidCatalog.load(context.inputs["quantize"])
     store = AnchorStore.load(context.inputs["anchor"])
+    if config.terminal_share:
+        store.require(f"rl.terminal_share={config.terminal_share:g}")
     ranker = Ranker(load_reasoner(stage_2, device=best_device()), codes_IL=catalog.codes_IL)
     reasoner, device = ranker.reasoner, ranker.trie.item_of_leaf.device
     settings = reasoner.settings

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -77,11 +78,12 @@ def run_jobs(jobs: Sequence[Job], *, processes: int, say: Callable[[str], None])
                 if (error := future.exception()) is None:
                     done.add(job.name)
                     say(f"{job.name}: done; {len(done)} of {len(jobs)}")
-                elif isinstance(error, LasarError):
-                    failed[job.name] = str(error)
-                    say(f"{job.name}: {error}")
-                else:
+                elif isinstance(error, BrokenProcessPool):
                     raise error
+                else:
+                    what = str(error) if isinstance(error, LasarError) else f"{type(error).__name__}: {error}"
+                    failed[job.name] = what
+                    say(f"{job.name}: failed, see {job.log}: {what}")
     except BrokenProcessPool:
         raise ArtifactError(
             "a process died (killed, or out of memory); what was finished is kept, the same command goes on"
@@ -104,4 +106,8 @@ def _work(run: Callable[..., object], arguments: Iterable[Any], log: Path) -> No
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a", encoding="utf-8", buffering=1) as file:
         sys.stdout = sys.stderr = file
-        run(*arguments)
+        try:
+            run(*arguments)
+        except Exception:
+            traceback.print_exc()  # into the log; who waits for the job gets it as one line
+            raise

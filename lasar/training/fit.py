@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lasar.errors import TrainingError, require
+from lasar.model.attention import without_plans
 from lasar.progress import progress
 from lasar.training.checkpoints import (
     load_checkpoint,
@@ -127,6 +128,7 @@ def fit(
         description: of the progress bar.
     """
     accelerate = require("accelerate", extra="train")
+    without_plans()
     # Stages of one run may differ in precision, but Accelerate keeps the first one's for the whole process.
     accelerate.state.AcceleratorState._reset_state()
     accelerator = accelerate.Accelerator(mixed_precision="bf16" if plan.precision == "bf16" else "no")
