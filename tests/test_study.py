@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -160,6 +161,17 @@ def test_a_killed_study_runs_only_what_is_left(finished, shop):
     run_study(study, seeds=[4], arms=["one"], say=again.append)
     assert "cell 1 of 1: seed 4, one" in again
     assert not any(": done" in line for line in again)
+
+
+def test_cells_in_processes_of_their_own_are_the_same(finished, shop):
+    study, _ = finished
+    folder, said = shop / "run" / "seed-4" / "one" / "evaluate", []
+    before = json.loads((folder / "metrics.json").read_text())
+    shutil.rmtree(folder)
+    run_study(study, seeds=[4], arms=["one"], processes=2, say=said.append)
+    assert [line for line in said if "done;" in line] == ["seed-4: done; 1 of 2", "seed-4/one: done; 2 of 2"]
+    assert f"{folder}: done in" in (shop / "run" / "logs" / "seed-4-one.log").read_text()
+    assert json.loads((folder / "metrics.json").read_text()) == before
 
 
 def test_what_is_shared_is_a_relative_link_and_ran_with_the_right_seed(finished, shop):

@@ -291,7 +291,7 @@ class AnchorStore:
         queries_QD = unit(np.asarray(vectors_QD, dtype=np.float32) - self._mean_D)
         best = np.zeros((len(queries_QD), 0), dtype=np.int64)
         distances = np.zeros((len(queries_QD), 0), dtype=np.float32)
-        for start in range(0, len(self.vectors_AD), _CHUNK):
+        for start in range(0, len(self.vectors_AD) if len(self.anchors_S) else 0, _CHUNK):
             chunk_AD = unit(self.vectors_AD[start : start + _CHUNK] - self._mean_D)
             found_QA = 1.0 - queries_QD @ chunk_AD.T
             numbers = np.broadcast_to(np.arange(start, start + len(chunk_AD)), found_QA.shape)
