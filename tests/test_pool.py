@@ -62,7 +62,7 @@ def test_a_failure_takes_what_needs_it_and_nothing_else(tmp_path, how, message):
 
 
 def test_a_killed_process_ends_the_run_with_a_clear_message(tmp_path):
-    with pytest.raises(ArtifactError, match="a process died.*the same command goes on"):
+    with pytest.raises(ArtifactError, match=r"a process died.*the same command goes on"):
         run_jobs([failing(tmp_path, "killed")], processes=2, say=lambda line: None)
 
 

@@ -29,7 +29,8 @@ def study_cells(result: StudyResult) -> tuple[list[str], list[list[str]]]:
     header += [f"{name} minus {result.reference}" for name in names]
     table = []
     for row in result.rows:
-        changes = ", ".join(f"{key}={json.dumps(value).strip(chr(34))}" for key, value in row.changes.items())
+        trained = {key: value for key, value in row.changes.items() if not key.startswith("evaluate.")}
+        changes = ", ".join(f"{key}={json.dumps(value).strip(chr(34))}" for key, value in trained.items())
         table.append(
             [
                 row.arm,

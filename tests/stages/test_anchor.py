@@ -231,13 +231,20 @@ def test_rationales_of_other_rows_or_none_at_all_are_refused(finished):
 
 def test_a_catalogue_without_text_has_no_anchors(finished, state):
     store, summary = run(finished, source="none", text_model="no/such/model")
-    assert summary == {"source": "none", "teacher": "nobody", "max_depth": 8, "num_rows": len(store.user_index_R)}
+    assert summary == {
+        "source": "none",
+        "teacher": "nobody",
+        "max_depth": 8,
+        "num_rows": len(store.user_index_R),
+    }
     assert len(store.user_index_R) == len(training_rows(Interactions.load(finished / "prepare")))
     assert store.num_steps(store.user_index_R, store.basket_R).sum() == 0
     assert store.typical_depth == 1
     assert [found.shape for found in store.nearest(np.ones((2, 32), dtype=np.float32), 3)] == [(2, 0)] * 2
     assert state["sentences"] == []
-    with pytest.raises(ConfigError, match=r"^loop.depth=rationale needs anchors, and .*; set latent_sft.loop.depth"):
+    with pytest.raises(
+        ConfigError, match=r"^loop.depth=rationale needs anchors, and .*; set latent_sft.loop.depth"
+    ):
         store.require("loop.depth=rationale")
     console = Console(file=io.StringIO())
     anchor.show(store.folder, console)
