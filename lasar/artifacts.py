@@ -17,6 +17,7 @@ import json
 import os
 import platform
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,11 +26,12 @@ from typing import Any, Protocol
 
 from lasar.config import Recipe, StageConfig
 from lasar.errors import ArtifactError, DataError, LasarError, nearest
+from lasar.ranks import ranks, tell
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 _VERSIONED_LIBRARIES = (
-    "lasar", "torch", "transformers", "tokenizers", "accelerate", "numpy", "polars", "faiss-cpu",
+    "lasar", "torch", "transformers", "tokenizers", "numpy", "polars", "faiss-cpu",
     "sentence-transformers", "openai",
 )  # fmt: skip
 
@@ -71,7 +73,7 @@ class StageModule(Protocol):
 
 
 def run_stage(name: str, module: StageModule, recipe: Recipe) -> bool:
-    """Run one stage unless its artifact is up to date.
+    """Run one stage unless its artifact is up to date; of several processes the first writes it.
 
     Returns:
         True if the stage ran, False if it was skipped.
@@ -80,6 +82,25 @@ def run_stage(name: str, module: StageModule, recipe: Recipe) -> bool:
         ArtifactError: an upstream artifact is missing or damaged, or another process is writing this one.
         DataError: a file or folder that the stage reads is missing or unreadable.
     """
+    if ranks().rank == 0:
+        ran = _run_stage(name, module, recipe)
+        tell("done")
+        return ran
+    scratch = tell()
+    if scratch == "done":
+        return False
+    if recipe.configs[name].in_ranks:
+        inputs = {upstream: recipe.run_dir / upstream for upstream in module.inputs(recipe.configs[name])}
+        with tempfile.TemporaryDirectory() as unread:
+            context = StageContext(
+                stage=name, seed=recipe.seed, inputs=inputs, output=Path(unread), scratch=Path(scratch)
+            )
+            module.run(recipe.configs[name], context)
+    tell()
+    return True
+
+
+def _run_stage(name: str, module: StageModule, recipe: Recipe) -> bool:
     config, run_dir = recipe.configs[name], recipe.run_dir
     inputs = {upstream: run_dir / upstream for upstream in module.inputs(config)}
     sources = module.sources(config)
@@ -102,6 +123,7 @@ def run_stage(name: str, module: StageModule, recipe: Recipe) -> bool:
         context = StageContext(stage=name, seed=recipe.seed, inputs=inputs, output=partial, scratch=scratch)
         try:
             started, cpu_started = time.perf_counter(), time.process_time()
+            tell(str(scratch))  # the others begin
             module.run(config, context)
             manifest = {
                 "stage": name,

@@ -21,6 +21,7 @@ from lasar.artifacts import MANIFEST, read_json, run_stage, stage_state, write_j
 from lasar.cli_studies import Overrides
 from lasar.config import Recipe, load_recipe
 from lasar.errors import ArtifactError, ConfigError, DataError, LasarError, nearest, require
+from lasar.ranks import join, ranks
 from lasar.stages import BASELINES, STAGES
 
 app = typer.Typer(
@@ -49,7 +50,8 @@ def main() -> None:
     )
     logging.getLogger("lasar").setLevel(logging.INFO)
     try:
-        code = app(standalone_mode=False)
+        with join():
+            code = app(standalone_mode=False)
     except TyperException as error:  # an option, an argument or a command that there isn't
         if message := error.format_message().strip().rstrip("."):  # empty when the help was the answer
             _say_error(f"{message}; see lasar --help, lasar COMMAND --help")
@@ -357,6 +359,8 @@ def _run_and_show(recipe: Recipe, stage: str) -> None:
     module = STAGES[stage]
     console = Console()
     ran = run_stage(stage, module, recipe)
+    if ranks().rank:
+        return
     write_json(recipe.run_dir / "recipe.json", recipe.as_dict())
     folder = recipe.run_dir / stage
     seconds = read_json(folder / MANIFEST)["seconds"]

@@ -37,6 +37,8 @@ class StageConfig:
     __pydantic_config__: ClassVar[pydantic.ConfigDict] = pydantic.ConfigDict(extra="forbid")
     by_default: ClassVar[bool] = True
     """Whether a recipe that lists no `stages` runs this one."""
+    in_ranks: ClassVar[bool] = False
+    """Whether all processes of a command run this stage together (`lasar.ranks`)."""
 
     def as_dict(self) -> dict[str, Any]:
         """Every field as plain JSON data: paths become strings, tuples become lists."""

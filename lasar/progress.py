@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from lasar.ranks import ranks
+
 _LINE_EVERY_SECONDS = 15.0
 
 Advance = Callable[..., None]
@@ -23,6 +25,9 @@ def progress(description: str, *, total: int, start: int = 0, unit: str = "it") 
         start: amount done before (a resumed stage); not counted in the rate.
         unit: what is counted.
     """
+    if ranks().rank:
+        yield _say_nothing
+        return
     console = Console(stderr=True)
     if console.is_terminal:
         with Progress(
@@ -43,6 +48,10 @@ def progress(description: str, *, total: int, start: int = 0, unit: str = "it") 
             yield advance
         return
     yield _line_printer(description, total, start, unit)
+
+
+def _say_nothing(count: int = 1, note: str = "") -> None:
+    """In all processes but the first."""
 
 
 def _line_printer(description: str, total: int, start: int, unit: str) -> Advance:

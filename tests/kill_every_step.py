@@ -86,7 +86,7 @@ def snapshot(run_dir: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for path in sorted(run_dir.rglob("*")):
         if path.name == MANIFEST:
-            found[str(path.relative_to(run_dir))] = {**read_json(path), "seconds": 0}
+            found[str(path.relative_to(run_dir))] = {**read_json(path), "seconds": 0, "cpu_seconds": 0}
         elif path.name != ".lock":
             found[str(path.relative_to(run_dir))] = path.read_bytes().decode() if path.is_file() else "/"
     return found

@@ -27,6 +27,8 @@ from lasar.data.interactions import EvalCases, TrainSequence
 from lasar.errors import ArtifactError
 from lasar.evaluation.metrics import user_metrics
 from lasar.model.attention import without_plans
+from lasar.model.backbone import best_device
+from lasar.ranks import gather, share_of
 from lasar.training.fit import FitPlan, FitResult, fit
 
 FACTS_FILE = "baseline.json"
@@ -90,6 +92,7 @@ class Trained:
             torch.manual_seed(self.plan.seed)
             self.network = _build(self.method, num_items, self.settings)
         self.network.load_state_dict(self._given, strict=False)
+        self.network.to(best_device())
 
         def batches(epoch: int) -> list[TargetBatch]:
             return target_batches(
@@ -183,7 +186,10 @@ class Trained:
         cases = self._validation
         if cases is None or len(cases) == 0:
             return {self.plan.metric: 0.0}
-        items_QK, _ = self.recommend(cases.histories, cases.baskets, 10, exclude_seen=self._exclude_seen)
+        mine = share_of(len(cases))
+        histories, baskets = ([cases.histories[i] for i in mine], [cases.baskets[i] for i in mine])
+        items_nK, _ = self.recommend(histories, baskets, 10, exclude_seen=self._exclude_seen)
+        items_QK = gather(items_nK, len(cases))
         measured = user_metrics(items_QK, cases.targets, cutoffs=(10,))
         return {name: float(measured[name].mean()) for name in ("hr@10", "ndcg@10")}
 

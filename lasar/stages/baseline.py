@@ -25,6 +25,8 @@ class Training(StageConfig):
 
     weight_decay: Annotated[float, pydantic.Field(ge=0)] = 0.1
     """AdamW weight decay of matrices."""
+    accumulate: Annotated[int, pydantic.Field(ge=1)] = 1
+    """Batches per optimizer step."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """Autocast type."""
     ema_decay: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.0
@@ -74,8 +76,8 @@ def train(
         checkpoint_dir=context.scratch / "checkpoint",
         plan=FitPlan(
             epochs=epochs, learning_rate=learning_rate, weight_decay=training.weight_decay,
-            precision=training.precision, ema_decay=training.ema_decay, patience=training.patience,
-            seed=context.seed,
+            accumulate=training.accumulate, precision=training.precision, ema_decay=training.ema_decay,
+            patience=training.patience, seed=context.seed,
         ),
     ).fit(sequences, interactions.num_items)  # fmt: skip
     baseline.save(context.output)

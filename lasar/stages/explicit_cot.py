@@ -33,6 +33,7 @@ class Config(StageConfig):
     """How to train explicit chain of thought."""
 
     by_default = False  # only recipes that list it run it
+    in_ranks = True
 
     max_tokens: Annotated[int, pydantic.Field(ge=1)] = 128
     """Tokens of a rationale at most, in training and when answering; longer ones are cut."""

@@ -18,6 +18,7 @@ class Config(StageConfig):
     """How to train GRU4Rec."""
 
     by_default = False  # only recipes that list it run it
+    in_ranks = True
 
     max_history: Annotated[int, pydantic.Field(ge=1)] = 50
     """Items of a history that the model sees; the newest are kept."""

@@ -50,6 +50,7 @@ class Loop(StageConfig):
 class Config(StageConfig):
     """How to train Stage 2."""
 
+    in_ranks = True
     loop: Loop = field(default_factory=Loop)
     """The latent loop and the Policy Head."""
     alignment: Literal["kl", "mse", "cosine", "none"] = "kl"
@@ -123,9 +124,8 @@ def run(config: Config, context: StageContext) -> None:
     ) -> list[LatentBatch]:
         return latent_batches(
             chosen, ranker.tokens_IL, vocabulary=reasoner.vocabulary, steps=store.steps, max_depth=store.max_depth,
-            depth=depth, fallback_depth=store.typical_depth, batch_tokens=config.batch_tokens,
-            train_targets=interactions.train_targets, seed=context.seed, epoch=epoch,
-            split_orders=split_orders, early_answers=early,
+            depth=depth, fallback_depth=store.typical_depth, batch_tokens=config.batch_tokens, seed=context.seed,
+            train_targets=interactions.train_targets, epoch=epoch, split_orders=split_orders, early_answers=early,
         )  # fmt: skip
 
     objective = LatentObjective(

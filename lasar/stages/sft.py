@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 class Config(StageConfig):
     """How to train Stage 1."""
 
+    in_ranks = True
+
     backbone: str = "1m"
     """A preset trained from scratch (tiny, 1m, 4m, 12m), or the path or hub id of a causal LM."""
     weights: Weights = field(default_factory=Weights)

@@ -20,6 +20,7 @@ class Config(StageConfig):
     """How to train TIGER."""
 
     by_default = False  # only recipes that list it run it
+    in_ranks = True
 
     max_history: Annotated[int, pydantic.Field(ge=1)] = 20
     """Items of a history that the model sees; the newest are kept."""

@@ -57,18 +57,3 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tenso
             _, index, name = key.split(".")
             state.setdefault(int(index), {})[name] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-def random_state() -> dict[str, Tensor]:
-    """The state of PyTorch's random numbers, on the CPU and on the GPU if there is one, as named tensors."""
-    tensors = {"random_state": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        tensors["random_state_cuda"] = torch.cuda.get_rng_state()
-    return tensors
-
-
-def restore_random_state(tensors: dict[str, Tensor]) -> None:
-    """Inverse of `random_state`; what was saved without a GPU leaves the GPU's as it is."""
-    torch.set_rng_state(tensors["random_state"])
-    if "random_state_cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["random_state_cuda"])

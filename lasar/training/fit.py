@@ -1,8 +1,11 @@
-"""The one training loop: batches times loss, on Hugging Face Accelerate.
+"""The one training loop: batches times loss, in one process or in several.
 
 What differs between stages is the batches and the loss, never the loop. The loop is exact to resume: batches are a
-function of (seed, epoch), the learning rate of the step, and a checkpoint holds weights, optimizer, running average
-and random state, so an interrupted run ends with the same bytes as an undisturbed one.
+function of (seed, epoch), dropout of (seed, step, batch), the learning rate of the step; a checkpoint holds weights,
+optimizer and running average, so an interrupted run ends with the same bytes as an undisturbed one.
+
+Several processes (`lasar.ranks`) share the batches of each step, add up their gradients, and hold the same weights:
+what comes out is what one process makes of the same recipe, but for the order in which numbers are added.
 """
 
 import json
@@ -13,18 +16,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lasar.errors import TrainingError, require
+from lasar.errors import ConfigError, TrainingError
 from lasar.model.attention import without_plans
 from lasar.progress import progress
+from lasar.ranks import add_up, ranks
 from lasar.training.checkpoints import (
     load_checkpoint,
     optimizer_tensors,
-    random_state,
     restore_optimizer,
-    restore_random_state,
     save_checkpoint,
 )
 
@@ -127,16 +130,16 @@ def fit(
         checkpoint_dir: survives a kill; a later call with the same arguments continues from here.
         description: of the progress bar.
     """
-    accelerate = require("accelerate", extra="train")
+    if plan.accumulate % ranks().size:
+        raise ConfigError(
+            f"accumulate={plan.accumulate} batches a step of {description} do not divide among {ranks().size} processes; "
+            f"set it to a multiple of {ranks().size}, and lower batch_tokens by as much to keep the step's size"
+        )
     without_plans()
-    # Stages of one run may differ in precision, but Accelerate keeps the first one's for the whole process.
-    accelerate.state.AcceleratorState._reset_state()
-    accelerator = accelerate.Accelerator(mixed_precision="bf16" if plan.precision == "bf16" else "no")
     optimizer = build_optimizer(model, learning_rate=plan.learning_rate, weight_decay=plan.weight_decay)
-    model, optimizer = accelerator.prepare(model, optimizer)
     average = {name: p.detach().clone() for name, p in _trained(model)} if plan.ema_decay else {}
     best = {name: p.detach().clone() for name, p in _trained(model)}
-    at = _resume(checkpoint_dir, model, optimizer, average, best, seed=plan.seed)
+    at = _resume(checkpoint_dir, model, optimizer, average, best)
     epoch_batches = batches(at.epoch)
     # Epochs can differ by a batch, so the schedule's length is decided once, not wherever a run was killed.
     at.total_steps = at.total_steps or math.ceil(len(epoch_batches) / plan.accumulate) * plan.epochs
@@ -147,7 +150,7 @@ def fit(
             while at.batch < len(epoch_batches):
                 group = epoch_batches[at.batch : at.batch + plan.accumulate]
                 _set_learning_rate(optimizer, scheduled(at.step, at.total_steps, plan))
-                note = _train_step(accelerator, model, optimizer, group, loss, plan, at)
+                note = _train_step(model, optimizer, group, loss, plan, at)
                 _update_average(average, model, plan.ema_decay, at.step)
                 at.batch += len(group)
                 at.step += 1
@@ -192,7 +195,6 @@ def write_curve(path: Path, curve: list[dict[str, float]]) -> None:
 
 
 def _train_step(
-    accelerator: Any,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     group: Sequence[SizedBatch],
@@ -201,18 +203,23 @@ def _train_step(
     at: _Progress,
 ) -> str:
     targets = sum(batch.num_targets for batch in group)
-    step_loss = 0.0
-    for batch in group:
-        with accelerator.autocast():
-            summed = loss(model, batch)
-        accelerator.backward(summed / targets)
-        step_loss += summed.item()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    device = trained[0].device
+    loss_1 = torch.zeros(1, device=device)
+    for number in range(ranks().rank, len(group), ranks().size):
+        torch.manual_seed(_seed_of(plan.seed, at.step, number))  # dropout: the same in whatever process
+        with torch.autocast(device.type, torch.bfloat16, enabled=plan.precision == "bf16"):
+            summed = loss(model, group[number])
+        (summed / targets).backward()
+        loss_1 += summed.detach()
+    _add_up_gradients(trained)
+    step_loss = float(add_up(loss_1))
     if not math.isfinite(step_loss):
         raise TrainingError(
             f"loss is {step_loss} at step {at.step}, learning rate {plan.learning_rate:g}: training broke down; "
             "lower learning_rate, or check the input for extreme values"
         )
-    accelerator.clip_grad_norm_(model.parameters(), plan.max_grad_norm)
+    nn.utils.clip_grad_norm_(trained, plan.max_grad_norm)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     at.epoch_loss += step_loss
@@ -220,6 +227,26 @@ def _train_step(
     return (
         f"epoch {at.epoch + 1}/{plan.epochs} loss {step_loss / targets:.3f} best {max(at.best_metric, 0):.4f}"
     )
+
+
+def _seed_of(seed: int, step: int, number: int) -> int:
+    return int(np.random.SeedSequence([seed, step, number]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def _add_up_gradients(parameters: Sequence[nn.Parameter]) -> None:
+    """The sum over processes of every gradient that any of them has."""
+    if ranks().size == 1:
+        return
+    has_P = torch.tensor(
+        [p.grad is not None for p in parameters], dtype=torch.int64, device=parameters[0].device
+    )
+    for parameter, has in zip(parameters, add_up(has_P).tolist(), strict=True):
+        if has:
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    flat = add_up(torch.cat([gradient.flatten() for gradient in gradients]))
+    for gradient, whole in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(whole.view_as(gradient))
 
 
 def _end_epoch(
@@ -286,11 +313,13 @@ def _save(
     best: dict[str, Tensor],
     at: _Progress,
 ) -> None:
+    if ranks().rank:
+        return
     tensors: dict[str, Tensor] = {f"model.{name}": p for name, p in _trained(model)}
     tensors |= {f"average.{name}": value for name, value in average.items()}
     tensors |= {f"best.{name}": value for name, value in best.items()}
     tensors |= optimizer_tensors(optimizer)
-    save_checkpoint(folder, tensors=tensors | random_state(), facts=vars(at))
+    save_checkpoint(folder, tensors=tensors, facts=vars(at))
 
 
 def _resume(
@@ -299,10 +328,7 @@ def _resume(
     optimizer: torch.optim.Optimizer,
     average: dict[str, Tensor],
     best: dict[str, Tensor],
-    *,
-    seed: int,
 ) -> _Progress:
-    torch.manual_seed(seed)
     loaded = load_checkpoint(folder)
     if loaded is None:
         return _Progress()
@@ -315,5 +341,4 @@ def _resume(
     for name in best:
         best[name].copy_(tensors[f"best.{name}"])
     restore_optimizer(optimizer, tensors)
-    restore_random_state(tensors)
     return _Progress(**facts)

@@ -1,7 +1,5 @@
 """Validation while training: rank held-out events of a fixed sample of users, and score their true items."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -13,6 +11,7 @@ from lasar.model.prompt import encode_prompts
 from lasar.model.reasoner import Depth
 from lasar.model.tree import chains
 from lasar.prompts.vocabulary import pad_right
+from lasar.ranks import add_up, gather, ranks, share_of
 from lasar.training.losses import code_nll
 
 
@@ -28,9 +27,12 @@ def validation_metrics(
         beam_width: narrower than at test time, because this only has to order checkpoints.
         k: items ranked.
     """
-    items_QK, _, depths_Q = ranker.rank(
-        cases.histories, cases.baskets, k=k, beam_width=beam_width, exclude_seen=exclude_seen, batch_size=64
-    )
+    mine = share_of(len(cases))
+    items_nK, _, depths_n = ranker.rank(
+        [cases.histories[i] for i in mine], [cases.baskets[i] for i in mine], k=k, beam_width=beam_width,
+        exclude_seen=exclude_seen, batch_size=64,
+    )  # fmt: skip
+    items_QK, depths_Q = gather(items_nK, len(cases)), gather(depths_n, len(cases))
     per_case = user_metrics(items_QK, cases.targets, cutoffs=(k,))
     metrics = {name: float(np.mean(per_case[name])) for name in (f"hr@{k}", f"ndcg@{k}")}
     if depths_Q.any():
@@ -50,10 +52,10 @@ def answer_nll(ranker: Ranker, cases: EvalCases, *, depth: Depth = "auto", batch
         depth: latent steps before answering.
         batch_size: cases scored together.
     """
-    total = 0.0
-    for chosen in _batches(cases, batch_size):
-        total += float(_nll_of(ranker, cases, chosen, depth).sum())
-    return total / len(cases)
+    nll_Q = np.zeros(len(cases))
+    for chosen in _batches(cases, batch_size)[ranks().rank :: ranks().size]:
+        nll_Q[chosen] = _nll_of(ranker, cases, chosen, depth).double().cpu().numpy()
+    return float(add_up(torch.from_numpy(nll_Q)).mean())
 
 
 def _nll_of(ranker: Ranker, cases: EvalCases, chosen: NDArray[np.int64], depth: Depth) -> torch.Tensor:
@@ -86,7 +88,6 @@ def _nll_of(ranker: Ranker, cases: EvalCases, chosen: NDArray[np.int64], depth: 
     return torch.zeros(len(chosen), device=device).index_add(0, row_P, nll_P) / real_BA.sum(1)
 
 
-def _batches(cases: EvalCases, batch_size: int) -> Iterator[NDArray[np.int64]]:
+def _batches(cases: EvalCases, batch_size: int) -> list[NDArray[np.int64]]:
     order = np.argsort([len(history) for history in cases.histories], kind="stable")
-    for start in range(0, len(order), batch_size):
-        yield order[start : start + batch_size]
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]

@@ -1,0 +1,155 @@
+"""Two processes that torchrun starts train what one process trains."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+ROOT = Path(__file__).parents[2]
+RECIPE = """
+name: together
+stages: [prepare, embed, quantize, rationalize, sft, anchor, latent_sft, explicit_cot, sasrec, tiger, evaluate]
+prepare: {dataset: mini, split: last_basket}
+embed: {kind: collaborative, collaborative_width: 8}
+quantize: {num_levels: 2, codebook_size: 16}
+sft: {backbone: tiny, epochs: 3, batch_tokens: 512, accumulate: 2, precision: fp32, max_history: 20, ema_decay: 0.9}
+anchor: {text_model: ngrams}
+latent_sft: {epochs: 2, batch_tokens: 512, accumulate: 2, precision: fp32}
+explicit_cot: {epochs: 1, batch_tokens: 1024, accumulate: 2, precision: fp32}
+sasrec: {epochs: 2, hidden_size: 16, batch_tokens: 256, training: {accumulate: 2, precision: fp32}}
+tiger: {epochs: 1, hidden_size: 16, num_layers: 1, num_heads: 2, head_size: 8, feed_size: 16, batch_tokens: 512,
+        training: {accumulate: 2, precision: fp32}}
+evaluate: {model: latent_sft, also: [sft], beam_width: 20, baselines: [], bootstrap_samples: 50, num_examples: 0}
+"""
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shop")
+    script = ROOT / "examples" / "make_mini_data.py"
+    subprocess.run([sys.executable, str(script), str(folder / "mini")], check=True, capture_output=True)
+    (folder / "recipe.yaml").write_text(RECIPE)
+    return folder
+
+
+def command(shop: Path, run: str, *, processes: int, extra: tuple[str, ...] = ()) -> list[str]:
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    data = shop / "mini"
+    return [
+        sys.executable, *(launcher if processes > 1 else []), "-m", "lasar", "run", str(shop / "recipe.yaml"),
+        f"prepare.source={data / 'events.csv'}", f"prepare.items={data / 'items.csv'}",
+        f"run_dir={shop / run}", *extra,
+    ]  # fmt: skip
+
+
+def go(words: list[str], *, check: bool = True) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(words, capture_output=True, text=True, timeout=280, env=env, check=check)
+
+
+@pytest.fixture(scope="module")
+def both(shop):
+    one = go(command(shop, "one", processes=1))
+    two = go(command(shop, "two", processes=2))
+    return shop, one, two
+
+
+TRAINED = {
+    "sft": "model/model.safetensors", "latent_sft": "model/model.safetensors", "sasrec": "baseline.safetensors",
+    "explicit_cot": "model/model.safetensors", "tiger": "baseline.safetensors",
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("stage", TRAINED)
+def test_two_processes_train_what_one_trains(both, stage):
+    shop, _, _ = both
+    curves = [
+        [json.loads(line) for line in (shop / run / stage / "curve.jsonl").read_text().splitlines()]
+        for run in ("one", "two")
+    ]
+    assert len(curves[0]) == len(curves[1]) > 0
+    for first, second in zip(*curves, strict=True):
+        assert first.keys() == second.keys()
+        for name, value in first.items():
+            assert second[name] == pytest.approx(value, abs=1e-5), name
+    weights = [load_file(shop / run / stage / TRAINED[stage]) for run in ("one", "two")]
+    for name, tensor in weights[0].items():
+        np.testing.assert_allclose(weights[1][name], tensor, atol=2e-4, err_msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_what_is_not_trained_is_made_once_and_is_the_same(both):
+    shop, one, two = both
+    for stage in ("prepare", "embed", "quantize", "rationalize"):
+        outputs = [
+            json.loads((shop / run / stage / "manifest.json").read_text())["outputs"]
+            for run in ("one", "two")
+        ]
+        assert outputs[0] == outputs[1], stage
+    metrics = [
+        json.loads((shop / run / "evaluate" / "metrics.json").read_text())["methods"]
+        for run in ("one", "two")
+    ]
+    for method, values in metrics[0].items():
+        assert metrics[1][method]["hr@10"] == pytest.approx(values["hr@10"], abs=2e-3)
+    assert two.stdout.count("sft: done in") == one.stdout.count("sft: done in") == 2  # said by one process
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_killed_process_ends_them_all_and_a_rerun_goes_on(both):
+    shop, _, _ = both
+    words = command(shop, "killed", processes=2, extra=("sft.epochs=15",))
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env
+    ) as started:
+        while not (shop / "killed" / "quantize").is_dir() or not list(
+            (shop / "killed").glob(".sft.scratch*/checkpoint")
+        ):
+            assert started.poll() is None, started.stdout.read()
+            time.sleep(0.2)
+        listed = subprocess.run(
+            ["pgrep", "-f", f"lasar run.*{shop / 'killed'}"], capture_output=True, text=True
+        )
+        workers = [int(line) for line in listed.stdout.split() if int(line) != started.pid]
+        os.kill(workers[-1], signal.SIGKILL)
+        output, _ = started.communicate(timeout=120)
+    assert started.returncode != 0
+    assert "Signal 9" in output or "SIGKILL" in output
+    assert not (shop / "killed" / "sft").exists()
+    again = go(
+        command(shop, "killed", processes=2, extra=("sft.epochs=15", "stages=[prepare,embed,quantize,sft]"))
+    )
+    assert "sft: done in" in again.stdout
+    whole = go(
+        command(shop, "whole", processes=2, extra=("sft.epochs=15", "stages=[prepare,embed,quantize,sft]"))
+    )
+    assert "sft: done in" in whole.stdout
+    outputs = [
+        json.loads((shop / run / "sft" / "manifest.json").read_text())["outputs"]
+        for run in ("killed", "whole")
+    ]
+    assert outputs[0] == outputs[1]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_batches_that_do_not_divide_are_refused(both):
+    shop, _, _ = both
+    refused = go(command(shop, "two", processes=2, extra=("sft.accumulate=3",)), check=False)
+    assert refused.returncode != 0
+    assert "accumulate=3 batches a step of sft do not divide among 2 processes" in " ".join(
+        refused.stderr.split()
+    )
+    assert "lasar/training" not in refused.stderr  # torchrun's own traceback is not ours to prevent
