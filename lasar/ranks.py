@@ -101,6 +101,14 @@ def tell(value: object = None) -> Any:
     return box[0]
 
 
+def meet() -> None:
+    """Wait until every process has come here."""
+    if _joined.size > 1:
+        from torch import distributed
+
+        distributed.barrier()
+
+
 def add_up(tensor: "Tensor") -> "Tensor":
     """The sum over all processes, in place; every process has to call it."""
     if _joined.size > 1:
@@ -127,3 +135,18 @@ def gather(mine_n: NDArray[Any], count: int) -> NDArray[Any]:
     for rank, part in enumerate(parts):
         whole[rank :: _joined.size] = part
     return whole
+
+
+def gather_all(mine: list[Any]) -> list[Any]:
+    """Things that were dealt out in turns, in their order, in every process.
+
+    What a process receives is put on its own GPU, if it was on the sender's.
+    """
+    if _joined.size == 1:
+        return mine
+    from torch import distributed
+
+    parts: list[Any] = [None] * _joined.size
+    distributed.all_gather_object(parts, mine)
+    count = sum(len(part) for part in parts)
+    return [parts[number % _joined.size][number // _joined.size] for number in range(count)]

@@ -14,6 +14,7 @@ from lasar.data.interactions import EvalCases
 from lasar.decoding.ranked import Ranked
 from lasar.evaluation.metrics import Items
 from lasar.progress import progress
+from lasar.ranks import meet, share_of
 
 Rank = Callable[[list[Items], list[Items]], Ranked]
 
@@ -49,11 +50,9 @@ def rank_in_shards(
     files = [scratch / f"{name}-{number:05d}.safetensors" for number in range(len(shards))]
     finished = sum(len(shard) for shard, file in zip(shards, files, strict=True) if file.exists())
     with progress(f"ranking with {name}", total=len(cases), start=finished, unit="users") as advance:
-        for shard, file in zip(shards, files, strict=True):
+        for number in share_of(len(shards)):
+            shard, file = shards[number], files[number]
             if file.exists():
-                stored = load_file(file)
-                items_QK[shard], scores_QK[shard] = stored["items"], stored["scores"]
-                depths_Q[shard] = stored["depths"]
                 continue
             for batch in _slices(shard, batch_size):
                 items, scores, depths = rank(
@@ -70,6 +69,14 @@ def rank_in_shards(
                 {"items": items_QK[shard], "scores": scores_QK[shard], "depths": depths_Q[shard]}, partial
             )
             partial.replace(file)
+    meet()  # whoever comes last has written its shards, too
+    for shard, file in zip(shards, files, strict=True):
+        stored = load_file(file)
+        items_QK[shard], scores_QK[shard], depths_Q[shard] = (
+            stored["items"],
+            stored["scores"],
+            stored["depths"],
+        )
     return Ranked(items_QK, scores_QK, depths_Q)
 
 

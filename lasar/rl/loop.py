@@ -22,6 +22,7 @@ from lasar.decoding.ranker import Ranker
 from lasar.errors import TrainingError
 from lasar.model.reasoner import LatentReasoner
 from lasar.progress import progress
+from lasar.ranks import add_up, gather_all, ranks
 from lasar.rl.advantages import Scale, group_advantages, group_rewards
 from lasar.rl.depth_cost import DepthCost
 from lasar.rl.guards import Bounds, broken_bound
@@ -29,7 +30,7 @@ from lasar.rl.objective import Counts, Judged, Objective
 from lasar.rl.prompts import PromptSource
 from lasar.rl.rollouts import How, Rollouts, roll_out
 from lasar.training.checkpoints import load_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
-from lasar.training.fit import FitPlan, scheduled
+from lasar.training.fit import FitPlan, add_up_gradients, refuse_uneven, scheduled
 
 _CHECKPOINT_EVERY_SECONDS = 30.0
 _MAX_REPLAYED = 4096  # prompts waiting to be asked again
@@ -141,6 +142,7 @@ def train(
         checkpoint_dir: survives a kill; a later call with the same arguments continues from here.
         description: of the progress bar.
     """
+    refuse_uneven(plan.accumulate, description)
     reasoner = ranker.reasoner.eval()
     optimizer = _optimizer(reasoner, plan)
     best = {name: p.detach().clone() for name, p in reasoner.named_parameters()}
@@ -176,19 +178,26 @@ def _gather(
     count = plan.prompts * plan.accumulate
     again, at.waiting = _taken(at.waiting, round(plan.replay * count))
     numbers = np.concatenate([np.array(again, np.int64), source.draw(at.step, count)[: count - len(again)]])
-    batches = []
+    mine = []
     for place, prompts in enumerate(source.render(numbers, batch_size=plan.prompts)):
+        if place % ranks().size != ranks().rank:
+            continue
         rollouts = roll_out(
             ranker, prompts, version=at.version, group_size=plan.group_size, beam_width=plan.beam_width,
             how=plan.how, exclude_seen=plan.exclude_seen, seed=(plan.seed, at.step, place),
         )  # fmt: skip
         rewards_BG = torch.from_numpy(judge(rollouts)).to(rollouts.items_BG.device, torch.float32)
         advantages_BG, silent_B = group_advantages(rewards_BG, rollouts.real_BG, scale=plan.scale)
-        batches.append(
+        mine.append(
             Judged(rollouts=rollouts, rewards_BG=rewards_BG, advantages_BG=advantages_BG, silent_B=silent_B)
         )
-        if plan.replay:
-            at.waiting += prompts.numbers_B[~_hits(rollouts)].tolist()
+    batches: list[Judged] = gather_all(mine)
+    if plan.replay:
+        at.waiting += [
+            number
+            for batch in batches
+            for number in batch.rollouts.prompts.numbers_B[~_hits(batch.rollouts)].tolist()
+        ]
     at.waiting = at.waiting[-_MAX_REPLAYED:]
     if batches[0].rollouts.distribution_BN is not None:
         _judge_depths(batches, cost)
@@ -222,12 +231,13 @@ def _improve(
     total, sums = 0.0, dict.fromkeys(("kl", "clip_share", "entropy", "terminal", "decoder_gap"), 0.0)
     device = reasoner.backbone.device.type
     for _ in range(objective.updates):
-        for batch in batches:
+        for batch in batches[ranks().rank :: ranks().size]:
             with torch.autocast(device, torch.bfloat16, enabled=plan.precision == "bf16"):
                 loss, found = objective(batch, version=at.version, counts=counts)
             loss.backward()
             total += float(loss.detach())
             sums = {name: value + found[name] for name, value in sums.items()}
+        add_up_gradients(list(reasoner.parameters()))
         if not math.isfinite(total):
             raise TrainingError(
                 f"loss is {total} at step {at.step}: reinforcement learning broke down; lower rl.learning_rate "
@@ -238,6 +248,8 @@ def _improve(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         at.version += 1
+    total, *whole = add_up(torch.tensor([total, *sums.values()], dtype=torch.float64)).tolist()
+    sums = dict(zip(sums, whole, strict=True))
     over = {"kl": counts.real, "clip_share": counts.real, "decoder_gap": counts.real, "entropy": counts.prompts,
             "terminal": counts.anchored}  # fmt: skip
     means = {name: value / max(over[name], 1) / objective.updates for name, value in sums.items()}
@@ -322,6 +334,8 @@ def _save(
     best: dict[str, Tensor],
     at: _State,
 ) -> None:
+    if ranks().rank:
+        return
     tensors: dict[str, Tensor] = {f"model.{name}": p for name, p in reasoner.named_parameters()}
     tensors |= {f"best.{name}": value for name, value in best.items()}
     save_checkpoint(folder, tensors=tensors | optimizer_tensors(optimizer), facts=vars(at))

@@ -28,6 +28,7 @@ from lasar.evaluation.shards import rank_in_shards
 from lasar.evaluation.slices import by_history_length, by_target_popularity
 from lasar.evaluation.summary import exposure, paired_differences, per_user_table, with_intervals
 from lasar.evaluation.summary_view import print_metrics
+from lasar.ranks import ranks
 
 if TYPE_CHECKING:
     from lasar.decoding.ranked import Ranked
@@ -56,6 +57,7 @@ class Depths(StageConfig):
 class Config(StageConfig):
     """How the model is evaluated."""
 
+    in_ranks = True
     model: str = "rl"
     """The stage whose model is evaluated; it names the method in every table."""
     also: tuple[str, ...] = ("sft", "latent_sft")
@@ -100,24 +102,26 @@ def sources(config: Config) -> tuple[Path, ...]:
 
 def run(config: Config, context: StageContext) -> None:
     """Rank, measure, compare, and write the results."""
-    summary = read_json(context.inputs["prepare"] / "summary.json")
-    interactions = Interactions.load(context.inputs["prepare"])
+    prepare = context.inputs["prepare"]
+    summary, interactions = read_json(prepare / "summary.json"), Interactions.load(prepare)
     cases = interactions.cases(SPLIT_TEST if config.split == "test" else SPLIT_VALID)
     if len(cases) == 0:
-        raise DataError(
-            f"{context.inputs['prepare']}: no user has a {config.split} event; change prepare.split"
-        )
+        raise DataError(f"{prepare}: no user has a {config.split} event; change prepare.split")
     if config.max_users is not None:
         cases = cases.subset(config.max_users, context.seed)
 
     stages, seed = (config.model, *config.also), context.seed
-    ranks = {stage: ranker(stage, config, context.inputs, seed=seed) for stage in stages}
+    rankers = {stage: ranker(stage, config, context.inputs, seed=seed) for stage in stages}
     found = {
-        stage: _ranked(
-            rank, cases, config.depth.choice if stage == config.model else "auto", config, context, stage
-        )
-        for stage, rank in ranks.items()
-    }
+        stage: _ranked(rank, cases, config.depth.choice if stage == config.model else "auto", config, context, stage)
+        for stage, rank in rankers.items()
+    }  # fmt: skip
+    cutoffs = tuple(cutoff for cutoff in CUTOFFS if cutoff <= config.k)
+    main_k = max(cutoff for cutoff in cutoffs if cutoff <= 10)
+    main = (f"hr@{main_k}", f"ndcg@{main_k}")
+    forced = _forced(rankers[config.model], cases, config, context, main)
+    if ranks().rank:
+        return  # the first process does the rest
     ranked: dict[str, Lists] = {stage: lists[:2] for stage, lists in found.items()}
     depths_Q = found[config.model].depths_Q
     settings = {}
@@ -128,10 +132,6 @@ def run(config: Config, context: StageContext) -> None:
             name, interactions, cases, k=config.k, exclude_seen=config.exclude_seen,
             tuning_users=config.tuning_users, seed=context.seed,
         )  # fmt: skip
-
-    cutoffs = tuple(cutoff for cutoff in CUTOFFS if cutoff <= config.k)
-    main_k = max(cutoff for cutoff in cutoffs if cutoff <= 10)
-    main = (f"hr@{main_k}", f"ndcg@{main_k}")
     per_user = {
         method: user_metrics(items_QK, cases.targets, cutoffs=cutoffs)
         for method, (items_QK, _) in ranked.items()
@@ -158,7 +158,7 @@ def run(config: Config, context: StageContext) -> None:
             "choice": config.depth.choice,
             "mean": float(depths_Q.mean()),
             "by_chosen": by_chosen_depth(depths_Q, per_user[config.model], metrics=main),
-            "forced": _forced(ranks[config.model], cases, config, context, main),
+            "forced": forced,
         },
         "slices": {
             "history_length": by_history_length(lengths, per_user, metrics=main),
@@ -170,8 +170,8 @@ def run(config: Config, context: StageContext) -> None:
         context.output / "per_user.parquet", compression="zstd"
     )
     examples = choose_examples(
-        cases, ranked[config.model], ItemTable.load(context.inputs["prepare"]),
-        load_user_ids(context.inputs["prepare"]), count=config.num_examples, seed=context.seed,
+        cases, ranked[config.model], ItemTable.load(prepare), load_user_ids(prepare), count=config.num_examples,
+        seed=context.seed,
     )  # fmt: skip
     write_json(context.output / "examples.json", examples)
 
@@ -209,7 +209,7 @@ def _forced(
     if not study.forced:
         return []
     subset, depths = cases.subset(study.users, context.seed), (study.choice, *study.forced)
-    if study.timed_users:
+    if study.timed_users and ranks().size == 1:  # others at work would be timed, too
         timed = cases.subset(study.timed_users, context.seed)
         seconds = seconds_by_depth(lambda depth: rank(timed.histories, timed.baskets, depth), depths)
         write_json(context.output / "latency.json", {"users": len(timed), "seconds": seconds})

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 class Config(StageConfig):
     """How to train with rewards."""
 
+    in_ranks = True
     rollouts: Rollouts = field(default_factory=Rollouts)
     """What the policy is asked, and how it answers."""
     grpo: Grpo = field(default_factory=Grpo)

@@ -130,11 +130,7 @@ def fit(
         checkpoint_dir: survives a kill; a later call with the same arguments continues from here.
         description: of the progress bar.
     """
-    if plan.accumulate % ranks().size:
-        raise ConfigError(
-            f"accumulate={plan.accumulate} batches a step of {description} do not divide among {ranks().size} processes; "
-            f"set it to a multiple of {ranks().size}, and lower batch_tokens by as much to keep the step's size"
-        )
+    refuse_uneven(plan.accumulate, description)
     without_plans()
     optimizer = build_optimizer(model, learning_rate=plan.learning_rate, weight_decay=plan.weight_decay)
     average = {name: p.detach().clone() for name, p in _trained(model)} if plan.ema_decay else {}
@@ -166,6 +162,20 @@ def fit(
     _copy_into(model, best)
     model.eval()
     return FitResult(best_metric=at.best_metric, best_epoch=at.best_epoch, curve=at.curve)
+
+
+def refuse_uneven(accumulate: int, stage: str) -> None:
+    """Refuse a step whose batches do not divide among the processes.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    size = ranks().size
+    if accumulate % size:
+        raise ConfigError(
+            f"accumulate={accumulate} batches a step of {stage} do not divide among {size} processes; "
+            f"set it to a multiple of {size}, and make batches smaller to keep the step's size"
+        )
 
 
 def build_optimizer(model: nn.Module, *, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
@@ -212,7 +222,7 @@ def _train_step(
             summed = loss(model, group[number])
         (summed / targets).backward()
         loss_1 += summed.detach()
-    _add_up_gradients(trained)
+    add_up_gradients(trained)
     step_loss = float(add_up(loss_1))
     if not math.isfinite(step_loss):
         raise TrainingError(
@@ -233,7 +243,7 @@ def _seed_of(seed: int, step: int, number: int) -> int:
     return int(np.random.SeedSequence([seed, step, number]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-def _add_up_gradients(parameters: Sequence[nn.Parameter]) -> None:
+def add_up_gradients(parameters: Sequence[nn.Parameter]) -> None:
     """The sum over processes of every gradient that any of them has."""
     if ranks().size == 1:
         return

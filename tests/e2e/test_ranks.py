@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 ROOT = Path(__file__).parents[2]
 RECIPE = """
 name: together
-stages: [prepare, embed, quantize, rationalize, sft, anchor, latent_sft, explicit_cot, sasrec, tiger, evaluate]
+stages: [prepare, embed, quantize, rationalize, sft, anchor, latent_sft, explicit_cot, sasrec, tiger, rl, evaluate]
 prepare: {dataset: mini, split: last_basket}
 embed: {kind: collaborative, collaborative_width: 8}
 quantize: {num_levels: 2, codebook_size: 16}
@@ -26,7 +26,9 @@ explicit_cot: {epochs: 1, batch_tokens: 1024, accumulate: 2, precision: fp32}
 sasrec: {epochs: 2, hidden_size: 16, batch_tokens: 256, training: {accumulate: 2, precision: fp32}}
 tiger: {epochs: 1, hidden_size: 16, num_layers: 1, num_heads: 2, head_size: 8, feed_size: 16, batch_tokens: 512,
         training: {accumulate: 2, precision: fp32}}
-evaluate: {model: latent_sft, also: [sft], beam_width: 20, baselines: [], bootstrap_samples: 50, num_examples: 0}
+rl: {steps: 4, learning_rate: 1.0e-3, rollouts: {prompts: 16, accumulate: 2, group_size: 4, replay: 0.25},
+     guards: {validate_every: 2, users: 60}}
+evaluate: {model: rl, also: [latent_sft, sft], beam_width: 20, baselines: [], bootstrap_samples: 50, num_examples: 0}
 """
 
 
@@ -64,6 +66,7 @@ def both(shop):
 TRAINED = {
     "sft": "model/model.safetensors", "latent_sft": "model/model.safetensors", "sasrec": "baseline.safetensors",
     "explicit_cot": "model/model.safetensors", "tiger": "baseline.safetensors",
+    "rl": "model/model.safetensors",
 }  # fmt: skip
 
 
