@@ -300,6 +300,21 @@ def data_get(
     print(get_dataset(name, folder))
 
 
+@data_app.command("import-model")
+def data_import_model(
+    source: Annotated[Path, typer.Argument(help="A .gguf file, or a model folder.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write, for sft.backbone.")],
+    texts_of: Annotated[Path | None, typer.Option(help="Run: keep only tokens that its texts need.")] = None,
+) -> None:
+    """Write a pre-trained language model as a plain folder, with the vocabulary that a shop needs."""
+    from lasar.cot.rationale_reader import texts_of_run
+    from lasar.model.importing import import_model
+
+    facts = import_model(source, out, texts=None if texts_of is None else texts_of_run(texts_of))
+    size = "{parameters:,} parameters (of {parameters_before:,}), {tokens:,} tokens (of {tokens_before:,})"
+    print(f"{out}: {facts['architecture']}, {size.format(**facts)}")
+
+
 @results_app.command("add")
 def results_add(
     run: RunPath,

@@ -244,7 +244,7 @@ class AnchorStore:
         Raises:
             ConfigError: the stage `anchor` made none.
         """
-        if not len(self.anchors_S):
+        if read_json(self.folder / "summary.json").get("source") == "none":
             raise ConfigError(
                 f"{wanted} needs anchors, and {self.folder} has none; set latent_sft.loop.depth to a number, "
                 "latent_sft.alignment=none and rl.terminal_share=0, or give the items text and anchor.source"

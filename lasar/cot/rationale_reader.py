@@ -6,6 +6,7 @@ from pathlib import Path
 import polars as pl
 
 from lasar.cot.rows import TrainingRow
+from lasar.data.interactions import ItemTable
 from lasar.errors import ArtifactError, DataError
 
 
@@ -37,3 +38,24 @@ def read_rationales(folder: Path, rows: Sequence[TrainingRow]) -> list[str]:
     if not any(texts.values()):
         raise DataError(f"{path}: no rationale is ok; the summary.json beside it counts what became of them")
     return [texts.get(key, "") for key in keys]
+
+
+def texts_of_run(run: Path) -> list[str]:
+    """Every title, item text and rationale of a run, each once.
+
+    Raises:
+        ArtifactError: the run has no `prepare` artifact, or a file is damaged.
+    """
+    items = ItemTable.load(run / "prepare")
+    texts = dict.fromkeys([*items.titles, *items.texts])
+    path = run / "rationalize" / "rationales.parquet"
+    if path.is_file():
+        try:
+            texts |= dict.fromkeys(
+                pl.read_parquet(path, columns=["text"])["text"].unique(maintain_order=True)
+            )
+        except (OSError, pl.exceptions.PolarsError) as error:
+            raise ArtifactError(
+                f"{path}: not readable ({error}); run the stage 'rationalize' again"
+            ) from None
+    return [text for text in texts if text]

