@@ -4,7 +4,7 @@ The stages are run again in copies of a finished run, in their own settings but 
 ten steps of reinforcement learning, 4,000 users. Starting the processes and opening the data in each is counted, as the
 stage's manifest counts it. Two cores must be free for the ratio to mean anything.
 
-Usage: python benchmarks/ranks.py --recipe recipes/study/beauty_2x1024.yaml --run RUN [--rounds 3] [KEY=VALUE ...]
+Usage: python benchmarks/ranks.py --recipe recipes/study/beauty_2x1024.yaml --run RUN [--rounds 3] [--set KEY=VALUE]
 """
 
 import argparse
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--stages", nargs="+", default=list(STAGES))
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
     options = parser.parse_args()
     for stage in options.stages:
         seconds: dict[int, list[float]] = {1: [], 2: []}
