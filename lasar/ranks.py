@@ -5,11 +5,12 @@ computes does not depend on how many there are: batches, their dropout and their
 sums over batches or users are sums over processes, too.
 """
 
+import copy
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from lasar.errors import ArtifactError, ConfigError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 _PATIENCE = timedelta(days=1)  # the first process may be at work for hours while the others wait
@@ -137,16 +139,33 @@ def gather(mine_n: NDArray[Any], count: int) -> NDArray[Any]:
     return whole
 
 
-def gather_all(mine: list[Any]) -> list[Any]:
+def gather_all(mine: list[Any], *, device: "torch.device") -> list[Any]:
     """Things that were dealt out in turns, in their order, in every process.
 
-    What a process receives is put on its own GPU, if it was on the sender's.
+    Args:
+        mine: of this process.
+        device: where their tensors belong, in this process; tensors travel by way of the CPU.
     """
     if _joined.size == 1:
         return mine
     from torch import distributed
 
     parts: list[Any] = [None] * _joined.size
-    distributed.all_gather_object(parts, mine)
+    distributed.all_gather_object(parts, [moved(thing, "cpu") for thing in mine])
     count = sum(len(part) for part in parts)
-    return [parts[number % _joined.size][number // _joined.size] for number in range(count)]
+    dealt = [parts[number % _joined.size][number // _joined.size] for number in range(count)]
+    return [moved(thing, device) for thing in dealt]
+
+
+def moved(thing: Any, device: "torch.device | str") -> Any:
+    """A copy of a dataclass with its tensors, and those of dataclasses inside it, on a device."""
+    import torch
+
+    if isinstance(thing, torch.Tensor):
+        return thing.to(device)
+    if not is_dataclass(thing):
+        return thing
+    there = copy.copy(thing)
+    for field in fields(thing):
+        object.__setattr__(there, field.name, moved(getattr(thing, field.name), device))  # frozen ones, too
+    return there

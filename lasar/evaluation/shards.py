@@ -48,9 +48,11 @@ def rank_in_shards(
     depths_Q = np.zeros(len(cases), dtype=np.int32)
     shards = list(_slices(order, batch_size * _BATCHES_PER_SHARD))
     files = [scratch / f"{name}-{number:05d}.safetensors" for number in range(len(shards))]
-    finished = sum(len(shard) for shard, file in zip(shards, files, strict=True) if file.exists())
-    with progress(f"ranking with {name}", total=len(cases), start=finished, unit="users") as advance:
-        for number in share_of(len(shards)):
+    mine = share_of(len(shards))
+    finished = sum(len(shards[number]) for number in mine if files[number].exists())
+    total = sum(len(shards[number]) for number in mine)
+    with progress(f"ranking with {name}", total=total, start=finished, unit="users") as advance:
+        for number in mine:
             shard, file = shards[number], files[number]
             if file.exists():
                 continue

@@ -1,8 +1,8 @@
 """A pre-trained language model as a plain folder that `sft.backbone` takes: from GGUF, or from another folder."""
 
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from lasar.artifacts import exclusive, file_sha256, write_json
+from lasar.artifacts import file_sha256, write_json
 from lasar.errors import ConfigError, DataError, require
 from lasar.model.backbone import input_table, num_parameters, output_table
 from lasar.prompts.trimming import trim
@@ -50,9 +50,9 @@ def import_model(source: Path, out: Path, *, texts: Iterable[str] | None = None)
         keep_rows(model, torch.from_numpy(trimmed.old_ids))
         facts["texts"] = len(texts)
     facts |= {"tokens": len(input_table(model)), "parameters": num_parameters(model)}
-    partial = out.with_name(f".{out.name}.partial")
-    with exclusive(out.parent, who="this import", elsewhere="choose another folder"):
-        shutil.rmtree(partial, ignore_errors=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
+        partial = Path(scratch) / "model"
         model.save_pretrained(partial, safe_serialization=True)
         tokenizer.save(str(partial / "tokenizer.json"))
         write_json(partial / FACTS_FILE, facts)

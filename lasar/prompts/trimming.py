@@ -60,7 +60,7 @@ def trim(tokenizer: Tokenizer, texts: Iterable[str], *, name: str) -> Trimmed:
         token["id"] = new_id[token["id"]]
     _renumber(facts["post_processor"], new_id)
     trimmed = Trimmed(Tokenizer.from_str(json.dumps(facts)), np.array(old_ids, dtype=np.int64))
-    _check(tokenizer, trimmed, texts)
+    _check(tokenizer, trimmed, texts, name)
     return trimmed
 
 
@@ -110,12 +110,12 @@ def _renumber(processor: Any, new_id: Mapping[int, int]) -> None:
             _renumber(part, new_id)
 
 
-def _check(tokenizer: Tokenizer, trimmed: Trimmed, texts: list[str]) -> None:
+def _check(tokenizer: Tokenizer, trimmed: Trimmed, texts: list[str], name: str) -> None:
     """Every text has the tokens it had."""
     before = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
     after = trimmed.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
     for text, old, new in zip(texts, before, after, strict=True):
         if trimmed.old_ids[new.ids].tolist() != old.ids:
             raise ConfigError(
-                f"its tokenizer cannot be trimmed without change ({text[:60]!r}); leave out --texts-of"
+                f"{name}: its tokenizer cannot be trimmed without change ({text[:60]!r}); leave out --texts-of"
             )

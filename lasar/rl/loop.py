@@ -191,7 +191,7 @@ def _gather(
         mine.append(
             Judged(rollouts=rollouts, rewards_BG=rewards_BG, advantages_BG=advantages_BG, silent_B=silent_B)
         )
-    batches: list[Judged] = gather_all(mine)
+    batches: list[Judged] = gather_all(mine, device=ranker.trie.item_of_leaf.device)
     if plan.replay:
         at.waiting += [
             number

@@ -68,7 +68,8 @@ class Config(StageConfig):
 
 def inputs(config: Config) -> tuple[str, ...]:
     """Upstream stages."""
-    return ("prepare", "quantize", "rationalize", "sft")
+    read = () if config.source == "none" else ("rationalize",)
+    return ("prepare", "quantize", *read, "sft")
 
 
 def sources(config: Config) -> tuple[Path, ...]:
@@ -99,7 +100,6 @@ def run(config: Config, context: StageContext) -> None:
     interactions = Interactions.load(context.inputs["prepare"])
     items = ItemTable.load(context.inputs["prepare"])
     rows = training_rows(interactions)
-    rationales = read_rationales(context.inputs["rationalize"], rows)
     backbone = _backbone(context)
     width = int(backbone.model.config.hidden_size)
     if config.source == "none":
@@ -107,6 +107,7 @@ def run(config: Config, context: StageContext) -> None:
         facts = {"source": "none", "teacher": "nobody", "max_depth": config.max_depth, "num_rows": len(rows)}
         write_json(context.output / "summary.json", facts)
         return
+    rationales = read_rationales(context.inputs["rationalize"], rows)
     encode = sharded_encoder(
         config.text_model, batch_size=config.batch_size, max_tokens=config.max_tokens,
         folder=config.cache or context.scratch / "texts", shard_size=_SHARD_SIZE, field=_FIELD,

@@ -51,7 +51,8 @@ def run_jobs(jobs: Sequence[Job], *, processes: int, say: Callable[[str], None])
     """
     if processes < 1:
         raise ConfigError(f"--processes {processes}: give at least 1")
-    threads = str(max(1, len(os.sched_getaffinity(0)) // processes))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = str(max(1, cores // processes))
     waiting, running, done, failed = list(jobs), dict[Future[None], Job](), set[str](), dict[str, str]()
     pool = ProcessPoolExecutor(
         processes,

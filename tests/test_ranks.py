@@ -1,0 +1,47 @@
+"""One process among others: what travels, and what a process alone does."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+
+from lasar.errors import ConfigError
+from lasar.ranks import Ranks, add_up, gather, gather_all, join, moved, ranks, share_of, tell
+
+
+@dataclass(frozen=True)
+class Inner:
+    x: torch.Tensor
+    name: str
+
+
+@dataclass
+class Outer:
+    inner: Inner
+    y: torch.Tensor
+    none: torch.Tensor | None = None
+
+
+def test_every_tensor_of_nested_dataclasses_is_moved_and_nothing_else_changes():
+    thing = Outer(inner=Inner(x=torch.ones(2), name="a"), y=torch.zeros(3))
+    there = moved(thing, "meta")
+    assert (there.inner.x.device.type, there.y.device.type) == ("meta", "meta")
+    assert (there.inner.name, there.none) == ("a", None)
+    assert (thing.inner.x.device.type, thing.y.device.type) == ("cpu", "cpu")
+
+
+def test_a_process_alone_has_everything():
+    with join():
+        assert ranks() == Ranks(0, 1)
+    assert share_of(3).tolist() == [0, 1, 2]
+    assert gather(np.arange(3), 3).tolist() == [0, 1, 2]
+    assert gather_all([1, 2], device=torch.device("cpu")) == [1, 2]
+    assert add_up(torch.ones(2)).tolist() == [1, 1]
+    assert tell("x") == "x"
+
+
+def test_a_world_that_is_no_number_is_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    with pytest.raises(ConfigError, match="WORLD_SIZE='two'"), join():
+        pass
