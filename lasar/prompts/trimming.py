@@ -8,7 +8,7 @@ original would apply a merge, that merge is there, and no other has a better ran
 
 import itertools
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer, pre_tokenizers
 
 from lasar.errors import ConfigError
+from lasar.progress import progress
 
 
 class Trimmed(NamedTuple):
@@ -74,28 +75,39 @@ def _refuse_other_kinds(facts: Mapping[str, Any], name: str) -> None:
         )
 
 
-def _words(tokenizer: Tokenizer, texts: Iterable[str]) -> set[str]:
+def _words(tokenizer: Tokenizer, texts: Sequence[str]) -> set[str]:
     normalise = tokenizer.normalizer.normalize_str if tokenizer.normalizer else str
-    return {word for text in texts for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(normalise(text))}
+    words = set[str]()
+    with progress("reading texts", total=len(texts), unit="texts") as advance:
+        for text in texts:
+            words.update(word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(normalise(text)))
+            advance()
+    return words
 
 
-def _symbols(words: Iterable[str], ranks: Mapping[tuple[str, ...], int]) -> set[str]:
+def _symbols(words: Collection[str], ranks: Mapping[tuple[str, ...], int]) -> set[str]:
     """Everything that byte-pair encoding makes of the words, on the way and at the end."""
     found = set[str]()
-    for word in words:
-        symbols = list(word)
-        found.add(word)  # some models take a word that is a token without merging
-        while True:
-            pairs = [
-                (ranks.get(pair, len(ranks)), place) for place, pair in enumerate(itertools.pairwise(symbols))
-            ]
-            rank, place = min(pairs, default=(len(ranks), 0))
-            if rank == len(ranks):
-                break
-            symbols[place : place + 2] = ["".join(symbols[place : place + 2])]
-            found.add(symbols[place])
-        found.update(symbols)
+    with progress("finding tokens", total=len(words), unit="words") as advance:
+        for word in words:
+            found.add(word)  # some models take a word that is a token without merging
+            found.update(_symbols_of(word, ranks))
+            advance()
     return found
+
+
+def _symbols_of(word: str, ranks: Mapping[tuple[str, ...], int]) -> set[str]:
+    symbols = list(word)
+    found = set(symbols)
+    while True:
+        pairs = [
+            (ranks.get(pair, len(ranks)), place) for place, pair in enumerate(itertools.pairwise(symbols))
+        ]
+        rank, place = min(pairs, default=(len(ranks), 0))
+        if rank == len(ranks):
+            return found
+        symbols[place : place + 2] = ["".join(symbols[place : place + 2])]
+        found.add(symbols[place])
 
 
 def _renumber(processor: Any, new_id: Mapping[int, int]) -> None:
