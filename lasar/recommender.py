@@ -13,11 +13,13 @@ from lasar.artifacts import content_hash, read_json
 from lasar.data.interactions import Interactions, ItemTable, load_user_ids
 from lasar.decoding.ranked import Ranked
 from lasar.decoding.ranker import Ranker
-from lasar.engine.weights import PrecisionChoice, choose_precision
 from lasar.errors import ArtifactError, ConfigError, UnknownItemError, nearest
 from lasar.model.backbone import best_device
+from lasar.model.precision import PrecisionChoice, choose_precision
 from lasar.model.reasoner import Depth, load_reasoner
 from lasar.sid.catalog import SidCatalog
+
+_BF16_WIDTH = 256  # of a model from which on bf16 is faster at every batch size (benchmarks/engine.py)
 
 Int32Array = NDArray[np.int32]
 History = Sequence[str | Sequence[str]]
@@ -111,7 +113,7 @@ class Recommender:
         reasoner = load_reasoner(model, device=_device(device)).requires_grad_(
             False
         )  # frozen: see decision 0004
-        chosen = choose_precision(precision, reasoner.backbone)
+        chosen = choose_precision(precision, reasoner.backbone, narrowest=_BF16_WIDTH)
         ranker = Ranker(reasoner, codes_IL=catalog.codes_IL, precision=chosen)
         return cls(ranker, items=ItemTable.load(prepare), prepare=prepare)
 

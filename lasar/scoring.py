@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 
 from lasar.artifacts import content_hash, exclusive, read_json, write_json
 from lasar.data.interactions import Interactions, load_user_ids
-from lasar.engine.weights import PrecisionChoice
 from lasar.errors import ArtifactError, ConfigError, DataError, UnknownItemError, nearest
+from lasar.model.precision import PrecisionChoice
 from lasar.model.reasoner import Depth
 from lasar.progress import progress
 from lasar.recommender import Recommender, last_trained

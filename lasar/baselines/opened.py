@@ -9,9 +9,9 @@ from lasar.baselines.explicit_cot import WRITING_FILE, load_writing
 from lasar.baselines.ranking import Items
 from lasar.baselines.trained import FACTS_FILE, Trained
 from lasar.decoding.ranked import Ranked
-from lasar.engine.weights import PrecisionChoice
 from lasar.errors import ConfigError
 from lasar.model.backbone import best_device
+from lasar.model.precision import PrecisionChoice
 from lasar.model.reasoner import Depth
 
 Rank = Callable[[list[Items], list[Items], Depth], Ranked]

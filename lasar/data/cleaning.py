@@ -133,6 +133,22 @@ def drop_repeats(events: pl.DataFrame, *, first_only: bool = False) -> tuple[pl.
     return distinct, len(events) - len(distinct)
 
 
+def slice_users(events: pl.DataFrame, num_users: int) -> tuple[pl.DataFrame, int]:
+    """Keep all events of some users: a draw that depends on nothing but their ids.
+
+    Args:
+        events: with `user_id`.
+        num_users: how many to keep; all, where there are no more.
+
+    Returns:
+        The kept events in order, and the number dropped.
+    """
+    users = events["user_id"].unique().sort()
+    chosen = np.random.default_rng(0).permutation(len(users))[:num_users]
+    kept = events.filter(pl.col("user_id").is_in(users[np.sort(chosen)].implode()))
+    return kept, len(events) - len(kept)
+
+
 def refuse_empty(events: pl.DataFrame, dropped: Mapping[str, int], *, path: Path) -> None:
     """Refuse to go on without events.
 

@@ -14,8 +14,9 @@ from lasar.decoding.beam import beam_search
 from lasar.decoding.ranked import Ranked
 from lasar.decoding.trie import ItemFilter, Trie
 from lasar.engine.prefix import encode
-from lasar.engine.weights import FusedWeights, Precision, why_unknown
+from lasar.engine.weights import FusedWeights, why_unknown
 from lasar.errors import ConfigError
+from lasar.model.precision import Precision
 from lasar.model.prompt import Prefix, encode_prompts
 from lasar.model.reasoner import Depth, LatentReasoner
 from lasar.prompts.vocabulary import pad_right

@@ -12,16 +12,14 @@ Legend: D hidden, H query heads, K key heads (H = K * G), F head size, I inner s
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM
 
 from lasar.model.backbone import input_table, trunk
-
-Precision = Literal["fp32", "bf16"]
-PrecisionChoice = Literal["fp32", "bf16", "auto"]
+from lasar.model.precision import Precision
 
 _KNOWN: tuple[type[nn.Module], ...] = (Qwen2ForCausalLM, Qwen3ForCausalLM, LlamaForCausalLM)
 # Static functions of the position; the others change with the length of a sequence.
@@ -30,7 +28,6 @@ _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 _MLP = ("gate_proj", "up_proj", "down_proj")
 _BIASED = ("q_proj", "k_proj", "v_proj")
 _TABLE_TOKENS = 1 << 14  # of a vocabulary for which the first layer's projections are kept
-_BF16_WIDTH = 256  # of a model from which on bf16 is faster at every batch size (benchmarks/engine.py)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,27 +172,6 @@ def plus_times(x_nD: Tensor, y_nX: Tensor, matrix: Tensor) -> Tensor:
     if matrix.dtype == torch.float32:
         return torch.addmm(x_nD, y_nX, matrix)
     return x_nD + y_nX.to(matrix.dtype) @ matrix
-
-
-def choose_precision(wanted: PrecisionChoice, model: nn.Module) -> Precision:
-    """What `auto` means for a model on this machine: bf16 where it is faster, else fp32.
-
-    It is where the processor multiplies bf16 in hardware and the model is wide enough for its matrix products to
-    outweigh the rounding of what goes into them.
-
-    Args:
-        wanted: a precision is what it is.
-        model: a causal LM.
-    """
-    if wanted != "auto":
-        return wanted
-    config: Any = model.config
-    if input_table(model).is_cuda:
-        hardware = torch.cuda.is_bf16_supported()
-    else:
-        can = torch.cpu.get_capabilities()
-        hardware = bool(can.get("avx512_bf16") or can.get("amx_bf16"))
-    return "bf16" if hardware and config.get_text_config().hidden_size >= _BF16_WIDTH else "fp32"
 
 
 def why_unknown(model: nn.Module) -> str | None:

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import get_args
 
-from lasar.engine.weights import PrecisionChoice
 from lasar.errors import ConfigError
+from lasar.model.precision import PrecisionChoice
 
 TOKEN_VARIABLE = "LASAR_ADMIN_TOKEN"
 _SETTINGS_VARIABLE = "LASAR_SERVE_SETTINGS"

@@ -27,8 +27,8 @@ class Training(StageConfig):
     """AdamW weight decay of matrices."""
     accumulate: Annotated[int, pydantic.Field(ge=1)] = 1
     """Batches per optimizer step."""
-    precision: Literal["bf16", "fp32"] = "bf16"
-    """Autocast type."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Autocast type; `auto`: bf16 where this machine multiplies it faster."""
     ema_decay: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.0
     """Decay of the running average of weights that is validated and kept; 0 is off."""
     validation_users: Annotated[int, pydantic.Field(ge=1)] = 2000
@@ -84,7 +84,7 @@ def train(
     write_curve(context.output / "curve.jsonl", baseline.result.curve)
     facts = {
         "method": method, "parameters": num_parameters(baseline.network),
-        "best_epoch": baseline.result.best_epoch, "valid_ndcg@10": baseline.result.best_metric,
+        **baseline.result.facts(),
         "validation_users": len(valid),
     }  # fmt: skip
     write_json(context.output / "metrics.json", facts)

@@ -53,8 +53,8 @@ class Config(StageConfig):
     """Tokens per batch, answers and padding included."""
     accumulate: Annotated[int, pydantic.Field(ge=1)] = 1
     """Batches per optimizer step."""
-    precision: Literal["bf16", "fp32"] = "bf16"
-    """Autocast type."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Autocast type; `auto`: bf16 where this machine multiplies it faster."""
     ema_decay: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.0
     """Decay of the running average of weights that is validated and kept; 0 is off."""
     validation: Validation = field(default_factory=Validation)
@@ -127,7 +127,7 @@ def run(config: Config, context: StageContext) -> None:
     write_curve(context.output / "curve.jsonl", result.curve)
     lengths = [len(tokenizer.encode(row.rationale)) for row in rows]
     facts = {
-        "best_epoch": result.best_epoch, "valid_ndcg@10": result.best_metric,
+        **result.facts(),
         "parameters": num_parameters(backbone.model), "validation_users": len(valid),
         "teacher": read_json(context.inputs["rationalize"] / "summary.json")["teacher"],
         "training_rows": len(rows), "rationale_tokens": sum(lengths) / len(lengths),

@@ -71,8 +71,8 @@ class Config(StageConfig):
     """Tokens per batch, branches and padding included."""
     accumulate: Annotated[int, pydantic.Field(ge=1)] = 1
     """Batches per optimizer step."""
-    precision: Literal["bf16", "fp32"] = "bf16"
-    """Autocast type."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Autocast type; `auto`: bf16 where this machine multiplies it faster."""
     ema_decay: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.0
     """Decay of the running average of weights that is validated and kept; 0 is off."""
     split_orders: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.5
@@ -159,7 +159,7 @@ def run(config: Config, context: StageContext) -> None:
     write_curve(context.output / "curve.jsonl", result.curve)
     depths_Q = ranker.rank(valid.histories, valid.baskets, k=1, beam_width=1).depths_Q
     facts = {
-        "best_epoch": result.best_epoch, "valid_ndcg@10": result.best_metric, "validation_users": len(valid),
+        **result.facts(), "validation_users": len(valid),
         "valid_depths": [int((depths_Q == n).sum()) for n in range(store.max_depth + 1)],
         "teacher": read_json(context.inputs["anchor"] / "summary.json")["teacher"],
         "alignment": config.alignment, "alpha": objective.alpha, "start": start, "end": measure(),

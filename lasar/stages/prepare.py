@@ -17,7 +17,7 @@ from lasar.artifacts import StageContext, read_json, write_json
 from lasar.config import StageConfig
 from lasar.data import splits
 from lasar.data.catalogue import catalogue_items, index_events, keep_core, write_tables
-from lasar.data.cleaning import clean_events, drop_repeats, most_frequent_texts, refuse_empty
+from lasar.data.cleaning import clean_events, drop_repeats, most_frequent_texts, refuse_empty, slice_users
 from lasar.data.download import hint_for
 from lasar.data.readers import read_dataset
 from lasar.data.tables import reading
@@ -117,6 +117,8 @@ class Config(StageConfig):
     """Whether every prefix of a training history is a sample, or one per user."""
     rl_share: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.0
     """Share of users whose last training order is kept for `rl` to ask about: `sft` and `latent_sft` never see it."""
+    users: Annotated[int, pydantic.Field(ge=1)] | None = None
+    """A slice: so many users of the core with all their events, always the same ones; all when not given."""
     text: Text = field(default_factory=Text)
     """How an item's text is put together."""
 
@@ -169,8 +171,9 @@ def run(config: Config, context: StageContext) -> None:
     cuts = splits.cut_times(events["timestamp"], config.cuts) if timed else None
     events, below_k = keep_core(events, config.k_core, count_before=cuts[0] if cuts else None)
     dropped |= below_k
+    if config.users:
+        events, dropped["other_users"] = slice_users(events, config.users)
     refuse_empty(events, dropped, path=source)
-
     listed, doubtful = catalogue_items(
         table, events, keep_unused=config.k_core == 0, uppercase_items=config.clean.uppercase_items
     )

@@ -51,8 +51,8 @@ class Config(StageConfig):
     """Tokens per batch, padding included."""
     accumulate: Annotated[int, pydantic.Field(ge=1)] = 1
     """Batches per optimizer step."""
-    precision: Literal["bf16", "fp32"] = "bf16"
-    """Autocast type."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Autocast type; `auto`: bf16 where this machine multiplies it faster."""
     ema_decay: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.0
     """Decay of the running average of weights that is validated and kept; 0 is off."""
     split_orders: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.5
@@ -145,7 +145,7 @@ def run(config: Config, context: StageContext) -> None:
         text.tokenizer.save(context.output)
     targets = sum(batch.num_targets for batch in batches(0) if isinstance(batch, TreeBatch))
     facts = {
-        "best_epoch": result.best_epoch, "valid_ndcg@10": result.best_metric,
+        **result.facts(),
         "parameters": num_parameters(backbone.model), "validation_users": len(valid),
         "training_targets": targets // catalog.num_levels, **(text.facts() if text else {}),
     }  # fmt: skip

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 from lasar.errors import ConfigError, TrainingError
 from lasar.model.attention import without_plans
+from lasar.model.precision import Precision, PrecisionChoice, choose_precision
 from lasar.progress import progress
-from lasar.ranks import add_up, ranks
+from lasar.ranks import add_up, ranks, tell
 from lasar.training.checkpoints import (
     load_checkpoint,
     optimizer_tensors,
@@ -56,7 +57,7 @@ class FitPlan:
         warmup_fraction: of all steps.
         accumulate: batches per optimizer step.
         max_grad_norm: gradients are clipped to this norm.
-        precision: `bf16` autocast or `fp32`.
+        precision: `bf16` autocast, `fp32`, or `auto`: the faster one; see `choose_precision`.
         ema_decay: of the running average of weights that is validated and kept; 0 keeps the weights themselves.
         metric: key of the validation result to maximise.
         validate_every: epochs between validations.
@@ -70,7 +71,7 @@ class FitPlan:
     warmup_fraction: float = 0.03
     accumulate: int = 1
     max_grad_norm: float = 1.0
-    precision: Literal["bf16", "fp32"] = "bf16"
+    precision: PrecisionChoice = "auto"
     ema_decay: float = 0.0
     metric: str = "ndcg@10"
     validate_every: int = 1
@@ -89,6 +90,7 @@ class _Progress:
     best_metric: float = -math.inf
     best_epoch: int = -1
     since_best: int = 0
+    precision: Precision | None = None
     epoch_loss: float = 0.0
     epoch_targets: int = 0
     curve: list[dict[str, float]] = field(default_factory=list)
@@ -102,11 +104,19 @@ class FitResult:
         best_metric: best validation value.
         best_epoch: its epoch, counted from 1; 0 if there was no validation.
         curve: one record per epoch and per validation.
+        precision: in which it was trained.
     """
 
     best_metric: float
     best_epoch: int
     curve: list[dict[str, float]]
+    precision: Precision = "fp32"
+
+    def facts(self) -> dict[str, str | float]:
+        """What a stage's `metrics.json` says of it."""
+        return {
+            "best_epoch": self.best_epoch, "valid_ndcg@10": self.best_metric, "precision": self.precision
+        }  # fmt: skip
 
 
 def fit(
@@ -136,6 +146,7 @@ def fit(
     average = {name: p.detach().clone() for name, p in _trained(model)} if plan.ema_decay else {}
     best = {name: p.detach().clone() for name, p in _trained(model)}
     at = _resume(checkpoint_dir, model, optimizer, average, best)
+    at.precision = at.precision or tell(choose_precision(plan.precision, model))
     epoch_batches = batches(at.epoch)
     # Epochs can differ by a batch, so the schedule's length is decided once, not wherever a run was killed.
     at.total_steps = at.total_steps or math.ceil(len(epoch_batches) / plan.accumulate) * plan.epochs
@@ -161,7 +172,9 @@ def fit(
             saved = time.monotonic()
     _copy_into(model, best)
     model.eval()
-    return FitResult(best_metric=at.best_metric, best_epoch=at.best_epoch, curve=at.curve)
+    return FitResult(
+        best_metric=at.best_metric, best_epoch=at.best_epoch, curve=at.curve, precision=at.precision
+    )
 
 
 def refuse_uneven(accumulate: int, stage: str) -> None:
@@ -218,7 +231,7 @@ def _train_step(
     loss_1 = torch.zeros(1, device=device)
     for number in range(ranks().rank, len(group), ranks().size):
         torch.manual_seed(_seed_of(plan.seed, at.step, number))  # dropout: the same in whatever process
-        with torch.autocast(device.type, torch.bfloat16, enabled=plan.precision == "bf16"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=at.precision == "bf16"):
             summed = loss(model, group[number])
         (summed / targets).backward()
         loss_1 += summed.detach()

@@ -6,7 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lasar.data.cleaning import clean_events, drop_repeats, k_core, most_frequent_texts, refuse_empty
+from lasar.data.cleaning import (
+    clean_events,
+    drop_repeats,
+    k_core,
+    most_frequent_texts,
+    refuse_empty,
+    slice_users,
+)
 from lasar.data.tables import with_event_columns
 from lasar.errors import ConfigError, DataError
 
@@ -133,3 +140,16 @@ def test_an_empty_result_says_what_dropped_it():
         refuse_empty(pl.DataFrame(), {"users_below_k": 1200, "event_type": 0}, path=PATH)
     with pytest.raises(DataError, match="the source has none"):
         refuse_empty(pl.DataFrame(), {}, path=PATH)
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=40), st.integers(1, 12))
+def test_a_slice_keeps_whole_users_whatever_order_they_come_in(users, num_users):
+    events = pl.DataFrame(
+        {"user_id": [f"u{user}" for user in users], "item_id": [str(n) for n in range(len(users))]}
+    )
+    kept, dropped = slice_users(events, num_users)
+    chosen = set(kept["user_id"])
+    assert len(chosen) == min(num_users, len(set(users)))
+    assert kept.equals(events.filter(pl.col("user_id").is_in(list(chosen))))
+    assert dropped == len(events) - len(kept)
+    assert set(slice_users(events.reverse(), num_users)[0]["user_id"]) == chosen

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from lasar.decoding.ranker import Ranker
-from lasar.engine.weights import FusedWeights, choose_precision, why_unknown
+from lasar.engine.weights import FusedWeights, why_unknown
 from lasar.model.backbone import build_preset
 from lasar.model.reasoner import without_reasoning
 from lasar.prompts.vocabulary import Vocabulary
@@ -121,23 +121,6 @@ def test_a_model_in_training_is_ranked_as_it_is_after_every_step():
     assert ranker.engine == "fused"
     again = ranker.rank(HISTORY, HISTORY, k=5, beam_width=12)
     np.testing.assert_allclose(again.scores_QK, trained.scores_QK, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("capabilities", "width", "expected"),
-    [
-        ({}, 512, "fp32"),
-        ({"avx512_bf16": True}, 512, "bf16"),
-        ({"amx_bf16": True, "avx512_bf16": False}, 256, "bf16"),
-        ({"avx512_bf16": True}, 128, "fp32"),
-    ],
-)
-def test_bf16_is_for_processors_that_have_it_and_models_that_gain(monkeypatch, capabilities, width, expected):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
-    model = LlamaForCausalLM(LlamaConfig(**(SIZES | {"hidden_size": width, "num_hidden_layers": 1})))
-    assert choose_precision("auto", model) == expected
-    assert choose_precision("bf16", model) == "bf16"
-    assert choose_precision("fp32", model) == "fp32"
 
 
 def test_weights_are_arranged_once_while_nothing_changes():

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from lasar.errors import TrainingError
+from lasar.model import precision
 from lasar.training.fit import FitPlan, fit, scheduled, write_curve
 
 TRUTH = torch.tensor([[2.0, -1.0, 0.5, 3.0]])
@@ -115,6 +116,16 @@ def test_resumed_run_equals_uninterrupted_run(tmp_path, batches, calls_in_all, a
     assert result == expected
     for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_a_run_goes_on_in_the_precision_it_began_in(tmp_path, monkeypatch):
+    auto = FitPlan(epochs=2, learning_rate=0.05)
+    monkeypatch.setattr(precision, "bf16_speed", lambda width: 2.0)
+    _, whole = run(tmp_path, plan=auto)
+    monkeypatch.setattr(precision, "bf16_speed", lambda width: 0.5)
+    _, resumed = run(tmp_path, plan=auto)
+    assert resumed == whole
+    assert whole.facts()["precision"] == "bf16"
 
 
 def test_accumulation_does_not_change_the_gradient(tmp_path):

@@ -1,0 +1,60 @@
+"""In which precision matrices are multiplied: what `auto` means for a model on the machine at hand."""
+
+import statistics
+import time
+from functools import lru_cache
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+Precision = Literal["fp32", "bf16"]
+PrecisionChoice = Literal["fp32", "bf16", "auto"]
+
+_ROWS = 512  # tokens of the product that is timed
+_ROUNDS = 5
+_WORTH = 1.25  # bf16 is taken when it is faster by this much: nearly as fast is not worth its rounding
+
+
+def choose_precision(wanted: PrecisionChoice, model: nn.Module, *, narrowest: int = 0) -> Precision:
+    """What `auto` means: bf16 where matrix products of this model's width are faster in it, else fp32.
+
+    A processor that has instructions for bf16 may still be faster without them, so on a CPU both are timed once (some
+    hundredths of a second); a GPU that supports bf16 is faster in it.
+
+    Args:
+        wanted: a precision is what it is.
+        model: has weights that are matrices.
+        narrowest: width below which `auto` is fp32.
+    """
+    if wanted != "auto":
+        return wanted
+    matrices = [parameter for parameter in model.parameters() if parameter.ndim == 2]
+    width = round(statistics.median(min(matrix.shape) for matrix in matrices)) if matrices else 0
+    if not width or width < narrowest:
+        return "fp32"
+    if matrices[0].is_cuda:
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+    return "bf16" if bf16_speed(width) >= _WORTH else "fp32"
+
+
+@lru_cache
+def bf16_speed(width: int) -> float:
+    """How many times as fast this CPU multiplies tokens by a matrix in bf16 as in fp32, casting the tokens first.
+
+    Args:
+        width: of a token; the matrix is four times as high.
+    """
+    x_TD, matrix_XD = torch.zeros(_ROWS, width), torch.zeros(4 * width, width)
+    half_XD = matrix_XD.bfloat16()
+    best = {"fp32": float("inf"), "bf16": float("inf")}
+    with torch.inference_mode():
+        for _ in range(_ROUNDS + 1):  # the first round warms up: a best time forgets it
+            start = time.perf_counter()
+            functional.linear(x_TD, matrix_XD)
+            middle = time.perf_counter()
+            functional.linear(x_TD.bfloat16(), half_XD)
+            end = time.perf_counter()
+            best = {"fp32": min(best["fp32"], middle - start), "bf16": min(best["bf16"], end - middle)}
+    return best["fp32"] / best["bf16"]
