@@ -8,7 +8,7 @@ sums over batches or users are sums over processes, too.
 import copy
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from datetime import timedelta
@@ -48,17 +48,27 @@ def ranks() -> Ranks:
 
 
 @contextmanager
-def join() -> Iterator[None]:
+def join(arguments: Sequence[str], *, shared: Collection[str]) -> Iterator[None]:
     """Meet the other processes that `torchrun` has started, if it has; only the first goes on printing.
 
+    Args:
+        arguments: of the command.
+        shared: the commands that several processes do together.
+
     Raises:
-        ConfigError: what `torchrun` says about them cannot be.
+        ConfigError: what `torchrun` says about them cannot be, or each would do the same.
     """
     global _joined  # a process has one place among others
     size = _number("WORLD_SIZE", 1)
     if size == 1:
         yield
         return
+    command = next((argument for argument in arguments if not argument.startswith("-")), "")
+    if command not in shared:
+        raise ConfigError(
+            f"torchrun: {size} processes would each do `lasar {command}` of their own; start it without torchrun "
+            f"(what they do together: {', '.join(shared)})"
+        )
     import torch
     from torch import distributed
 

@@ -32,7 +32,7 @@ def test_every_tensor_of_nested_dataclasses_is_moved_and_nothing_else_changes():
 
 
 def test_a_process_alone_has_everything():
-    with join():
+    with join(["recommend"], shared=["run"]):
         assert ranks() == Ranks(0, 1)
     assert share_of(3).tolist() == [0, 1, 2]
     assert gather(np.arange(3), 3).tolist() == [0, 1, 2]
@@ -43,5 +43,15 @@ def test_a_process_alone_has_everything():
 
 def test_a_world_that_is_no_number_is_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "two")
-    with pytest.raises(ConfigError, match="WORLD_SIZE='two'"), join():
+    with pytest.raises(ConfigError, match="WORLD_SIZE='two'"), join(["run"], shared=["run"]):
+        pass
+
+
+@pytest.mark.parametrize("arguments", [["serve", "runs/demo"], ["--version"], []])
+def test_several_processes_do_not_each_do_what_one_should(monkeypatch, arguments):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with (
+        pytest.raises(ConfigError, match="2 processes would each do"),
+        join(arguments, shared=["run", "sft"]),
+    ):
         pass
