@@ -50,7 +50,7 @@ def main() -> None:
     )
     logging.getLogger("lasar").setLevel(logging.INFO)
     try:
-        with join(sys.argv[1:], shared=("run", *STAGES, "baseline")):
+        with join(sys.argv[1:], shared=("run", *(s for s in STAGES if s not in BASELINES), "baseline")):
             code = app(standalone_mode=False)
     except TyperException as error:  # an option, an argument or a command that there isn't
         if message := error.format_message().strip().rstrip("."):  # empty when the help was the answer

@@ -110,7 +110,7 @@ class FitResult:
     best_metric: float
     best_epoch: int
     curve: list[dict[str, float]]
-    precision: Precision = "fp32"
+    precision: Precision
 
     def facts(self) -> dict[str, str | float]:
         """What a stage's `metrics.json` says of it."""

@@ -98,6 +98,21 @@ def test_repeats_can_be_kept(tmp_path):
     assert "repeats" not in summary["dropped"]
 
 
+@pytest.mark.parametrize(("k_core", "num_items"), [(0, 3), (1, None)])
+def test_a_slice_has_whole_users_and_their_items(tmp_path, k_core, num_items):
+    source = write(tmp_path / "orders.csv", SHOP, "latin-1")
+    values = SHOP_VALUES | {"source": source, "k_core": k_core}
+    for folder in ("whole", "slice"):
+        (tmp_path / folder).mkdir()
+    whole = run(tmp_path / "whole", values)
+    summary = run(tmp_path / "slice", values | {"users": 1})
+    (user,) = load_user_ids(tmp_path / "slice" / "prepare")
+    assert summary["num_interactions"] == {"ann": 6, "bob": 2, "eve": 1}[user]
+    dropped = summary["dropped"]["other_users"]
+    assert dropped == whole["num_interactions"] - summary["num_interactions"] > 0
+    assert summary["num_items"] == (num_items or {"ann": 3, "bob": 2, "eve": 1}[user])
+
+
 def planted(folder: Path) -> dict:
     """12 users who each take all of 6 items on successive days, and one stray user with a stray item."""
     lines = [f"u{u},i{(u + t) % 6},{1000 + 86_400 * (20 * t + u)}" for t in range(6) for u in range(12)]
