@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
 from lasar.errors import ArtifactError, ConfigError, require
@@ -23,7 +23,7 @@ disable_progress_bar()  # our own bars say what is going on
 
 _HEAD_DIM = 64
 _MAX_POSITIONS = 4096
-_INITIAL_STD = 0.02  # of fresh embeddings, as in Qwen3
+INITIAL_STD = 0.02  # of fresh embeddings, as in Qwen3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +45,7 @@ def build_backbone(
     dropout: float,
     lora_rank: int,
     seed: int,
+    pretrained: bool = True,
     text_size: int = 0,
     num_items: int = 0,
     item_answers: bool = False,
@@ -61,6 +62,7 @@ def build_backbone(
         dropout: of every residual branch while training (presets only).
         lora_rank: rank of LoRA adapters (pre-trained models only); 0 trains all weights.
         seed: of random weights.
+        pretrained: False gives a model folder's architecture random weights: a control.
         text_size: text tokens that the model is to read and write; a preset gets that many, a pre-trained model
             must have them.
         num_items: items with tokens of their own; see `Vocabulary`.
@@ -76,16 +78,15 @@ def build_backbone(
         "item_answers": item_answers and num_items > 0 and normalise == "trie",
     }  # fmt: skip
     if name in PRESETS:
-        if lora_rank:
-            raise ConfigError(
-                f"sft.weights.lora_rank={lora_rank}: preset {name!r} has no pre-trained weights to adapt; set 0"
-            )
+        if lora_rank or not pretrained:
+            key = f"lora_rank={lora_rank}" if lora_rank else "pretrained=false"
+            raise ConfigError(f"sft.weights.{key}: preset {name!r} has no pre-trained weights; leave it out")
         vocabulary = Vocabulary(base_size=text_size, **sizes)
         return Backbone(
             model=build_preset(name, vocabulary=vocabulary, seed=seed, dropout=dropout), vocabulary=vocabulary
         )
     check_backbone(name)
-    model = _load_pretrained(name)
+    model = _load_pretrained(name) if pretrained else _random_weights(name, seed)
     base_size = input_table(model).shape[0]
     if text_size > base_size:
         raise ConfigError(
@@ -127,43 +128,6 @@ def build_preset(preset: str, *, vocabulary: Vocabulary, seed: int, dropout: flo
         model = Qwen3ForCausalLM(config)
     add_residual_dropout(model, dropout)
     return model
-
-
-def place_codes(
-    model: nn.Module, vocabulary: Vocabulary, vectors_LCE: Tensor, *, vectors_IE: Tensor | None = None
-) -> None:
-    """Start the embeddings of the codes (and items), input and output, where they lie in item-vector space.
-
-    Codes that are near each other start near each other; the mean size is that of fresh embeddings, so the rest of
-    the model starts as it would anyway.
-
-    Args:
-        model: its embedding tables are written.
-        vocabulary: where the codes' rows are.
-        vectors_LCE: a vector for every code of every level, L levels, C codes, E wide.
-        vectors_IE: a vector for every item with a token of its own.
-    """
-    table_VD = input_table(model)
-    flat = vectors_LCE.flatten(0, 1).double()
-    if vectors_IE is not None:
-        # Vectors keep their mean, which codes (means of residuals) lack: so items start apart from codes.
-        flat = torch.cat([flat, vectors_IE.double()])
-    flat = flat - flat.mean(0)
-    # The leading principal directions keep distances best; a random rotation spreads them over the channels.
-    _, _, directions = torch.linalg.svd(flat, full_matrices=False)
-    width = table_VD.shape[1]
-    placed = flat @ directions[:width].T
-    placed = nn.functional.pad(placed, (0, width - placed.shape[1]))
-    generator = torch.Generator().manual_seed(0)
-    rotation, _ = torch.linalg.qr(torch.randn(width, width, dtype=torch.float64, generator=generator))
-    placed = placed @ rotation
-    placed = placed * (_INITIAL_STD / placed.std())
-    rows = slice(vocabulary.first_code, vocabulary.size)
-    with torch.no_grad():
-        for table in (table_VD, output_table(model)):
-            table[rows] = placed.to(table)
-        if vocabulary.item_answers and output_table(model) is not table_VD:
-            output_table(model)[vocabulary.first_item : vocabulary.size] = 0.0  # answers start as codes alone
 
 
 def save_backbone(backbone: Backbone, folder: Path) -> None:
@@ -268,11 +232,26 @@ def _load_pretrained(name: str) -> PreTrainedModel:
     try:
         return AutoModelForCausalLM.from_pretrained(name, use_safetensors=True, dtype=torch.float32)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ConfigError(
-            f"backbone {name!r}: not a preset ({', '.join(PRESETS)}) "
-            f"and not a loadable causal LM folder or hub id: {reason}"
-        ) from None
+        raise _not_loadable(name, error) from None
+
+
+def _random_weights(name: str, seed: int) -> PreTrainedModel:
+    try:
+        config = AutoConfig.from_pretrained(name)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        return model
+    except (OSError, ValueError) as error:
+        raise _not_loadable(name, error) from None
+
+
+def _not_loadable(name: str, error: Exception) -> ConfigError:
+    reason = str(error).strip().splitlines()[0]
+    return ConfigError(
+        f"backbone {name!r}: not a preset ({', '.join(PRESETS)}) "
+        f"and not a loadable causal LM folder or hub id: {reason}"
+    )
 
 
 def _extend_embeddings(model: PreTrainedModel, size: int) -> None:

@@ -3,8 +3,11 @@
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import Literal
 
 from lasar.errors import ConfigError, nearest
+
+CodeStart = Literal["vectors", "text", "mean", "random"]
 
 PRESETS: Mapping[str, Mapping[str, int]] = MappingProxyType(
     {
@@ -55,3 +58,17 @@ def check_backbone(name: str) -> None:
     raise ConfigError(
         f"backbone {name!r}: {what}; presets: {', '.join(PRESETS)}; a hub id looks like owner/name"
     )
+
+
+def check_start(start: CodeStart, name: str) -> None:
+    """Refuse a start of codes that this backbone cannot have.
+
+    Raises:
+        ConfigError: titles or old tokens that a preset does not know, or random rows in a pre-trained model.
+    """
+    preset = name in PRESETS
+    if start in (("text", "mean") if preset else ("random",)):
+        kind, usual = (
+            ("preset", "vectors or random") if preset else ("pre-trained model", "vectors, text or mean")
+        )
+        raise ConfigError(f"sft.weights.code_init={start}: {name!r} is a {kind}; set {usual}")

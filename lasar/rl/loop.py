@@ -29,10 +29,15 @@ from lasar.rl.guards import Bounds, broken_bound
 from lasar.rl.objective import Counts, Judged, Objective
 from lasar.rl.prompts import PromptSource
 from lasar.rl.rollouts import How, Rollouts, roll_out
-from lasar.training.checkpoints import load_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
+from lasar.training.checkpoints import (
+    Pace,
+    load_checkpoint,
+    optimizer_tensors,
+    restore_optimizer,
+    save_checkpoint,
+)
 from lasar.training.fit import FitPlan, add_up_gradients, refuse_uneven, scheduled
 
-_CHECKPOINT_EVERY_SECONDS = 30.0
 _MAX_REPLAYED = 4096  # prompts waiting to be asked again
 
 Judge = Callable[[Rollouts], NDArray[np.float64]]
@@ -151,7 +156,7 @@ def train(
     if not at.curve:
         at.curve.append({"step": 0})
         _check(at, best, reasoner, plan, validate)
-    saved = time.monotonic()
+    pace = Pace()
     with progress(description, total=plan.steps, start=at.step, unit="step") as advance:
         while at.step < plan.steps and at.stopped is None:
             batches = _gather(ranker, plan, cost, source, judge, at)
@@ -164,9 +169,10 @@ def train(
             if at.step % plan.validate_every == 0 or last:
                 _check(at, best, reasoner, plan, validate)
             advance(note=_note(at))
-            if last or time.monotonic() - saved > _CHECKPOINT_EVERY_SECONDS:
+            if last or pace.due():
+                began = time.monotonic()
                 _save(checkpoint_dir, reasoner, optimizer, best, at)
-                saved = time.monotonic()
+                pace.saved(began)
     _copy_into(reasoner, best)
     return RlResult(best_step=at.best_step, steps=at.step, stopped=at.stopped, curve=at.curve)
 

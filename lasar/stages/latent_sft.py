@@ -98,13 +98,14 @@ def run(config: Config, context: StageContext) -> None:
     import torch
 
     from lasar.cot.anchors import AnchorStore
-    from lasar.data.interactions import SPLIT_VALID, Interactions
+    from lasar.data.interactions import SPLIT_VALID, EvalCases, Interactions
     from lasar.decoding.ranker import Ranker
     from lasar.model.reasoner import save_reasoner
     from lasar.prompts.latent_batches import LatentBatch, latent_batches
     from lasar.prompts.text_tokens import TOKENIZER_FILE
     from lasar.sid.catalog import SidCatalog
-    from lasar.training.fit import FitPlan, fit, write_curve
+    from lasar.training.estimate import rehearse_and_fit
+    from lasar.training.fit import FitPlan, write_curve
     from lasar.training.latent_objective import LatentObjective
     from lasar.training.validation import answer_nll, validation_metrics
 
@@ -134,14 +135,14 @@ def run(config: Config, context: StageContext) -> None:
     )  # fmt: skip
     sample = batches(sequences[:: max(1, len(sequences) // config.probe_users)], 0, 0.0, 0.0)
 
-    def measure() -> dict[str, float]:
-        return {"nll": answer_nll(ranker, valid)} | objective.probe(sample)
+    def measure(cases: EvalCases = valid) -> dict[str, float]:
+        return {"nll": answer_nll(ranker, cases)} | objective.probe(sample)
 
     start = {"stage1_nll": answer_nll(ranker, valid, depth=0)} | measure()
     if config.alignment != "none" and start.get("probe_alignment"):
         alpha = config.alignment_share * start["probe_ce"] / start["probe_alignment"]
         objective = replace(objective, alpha=alpha)
-    result = fit(
+    result = rehearse_and_fit(
         reasoner,
         plan=FitPlan(
             epochs=config.epochs, learning_rate=config.learning_rate, weight_decay=config.weight_decay,
@@ -149,9 +150,8 @@ def run(config: Config, context: StageContext) -> None:
             patience=config.validation.patience, seed=context.seed,
         ),
         batches=lambda epoch: batches(sequences, epoch, config.split_orders, config.loop.early_answers),
-        loss=objective,
-        validate=lambda _: measure() | validation_metrics(ranker, valid, exclude_seen=not interactions.has_repeats),
-        checkpoint_dir=context.scratch / "checkpoint", description="latent_sft",
+        loss=objective, cases=valid, checkpoint_dir=context.scratch / "checkpoint", description="latent_sft",
+        validate=lambda few: measure(few) | validation_metrics(ranker, few, exclude_seen=not interactions.has_repeats),
     )  # fmt: skip
     save_reasoner(reasoner, context.output)
     if (context.inputs["sft"] / TOKENIZER_FILE).is_file():

@@ -6,7 +6,7 @@ Beyond the paper: text tasks (of LC-Rec and OneRec-Think) may stand among the hi
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -16,12 +16,15 @@ from rich.table import Table
 
 from lasar.artifacts import StageContext, read_json, write_json
 from lasar.config import StageConfig
+from lasar.model.presets import PRESETS, check_backbone, check_start
 from lasar.prompts.text_tasks import asked_sources, shares
-from lasar.training.sections import Text, Validation, Weights
+from lasar.training.sections import Text, Validation, Weights, check_phases
 
 if TYPE_CHECKING:
+    from lasar.data.interactions import EvalCases
     from lasar.model.backbone import Backbone
     from lasar.sid.catalog import SidCatalog
+    from lasar.training.fit import FitPlan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,11 +76,11 @@ def sources(config: Config) -> tuple[Path, ...]:
     """A backbone given as a local folder.
 
     Raises:
-        ConfigError: the backbone is neither a preset, a folder nor a hub id.
+        ConfigError: the backbone is neither a preset, a folder nor a hub id, or its new rows cannot start as asked.
     """
-    from lasar.model.presets import check_backbone
-
     check_backbone(config.backbone)
+    check_start(config.weights.code_init, config.backbone)
+    check_phases(config.weights, config.text, backbone=config.backbone)
     folder = Path(config.backbone)
     return (folder,) if folder.is_dir() else ()
 
@@ -89,11 +92,13 @@ def run(config: Config, context: StageContext) -> None:
     from lasar.data.interactions import SPLIT_VALID, Interactions
     from lasar.decoding.ranker import Ranker
     from lasar.model.backbone import best_device, move, num_parameters, save_backbone
+    from lasar.model.new_rows import only_new_rows
     from lasar.model.reasoner import without_reasoning
     from lasar.prompts.batches import TreeBatch, epoch_batches
     from lasar.prompts.text_tasks import TextBatch
     from lasar.sid.catalog import SidCatalog
-    from lasar.training.fit import FitPlan, fit, write_curve
+    from lasar.training.estimate import rehearse_and_fit
+    from lasar.training.fit import FitResult, write_curve
     from lasar.training.losses import tree_loss
     from lasar.training.text_loss import text_loss
     from lasar.training.text_sources import load_text
@@ -115,12 +120,15 @@ def run(config: Config, context: StageContext) -> None:
     move(backbone.model, best_device())
     ranker = Ranker(without_reasoning(backbone.model, vocabulary=vocabulary), codes_IL=catalog.codes_IL)
 
-    def batches(epoch: int) -> Sequence[TreeBatch | TextBatch]:
+    def validate(cases: "EvalCases") -> dict[str, float]:
+        return validation_metrics(ranker, cases, exclude_seen=not interactions.has_repeats)
+
+    def batches(epoch: int, words: bool = True) -> Sequence[TreeBatch | TextBatch]:
         histories = epoch_batches(
             sequences, tokens_IL, vocabulary=vocabulary, batch_tokens=config.batch_tokens, epoch=epoch,
             train_targets=interactions.train_targets, seed=context.seed, split_orders=config.split_orders,
         )  # fmt: skip
-        return text.among(histories, vocabulary, tokens_IL, epoch=epoch) if text else histories
+        return text.among(histories, vocabulary, tokens_IL, epoch=epoch) if text and words else histories
 
     def loss(model: torch.nn.Module, batch: TreeBatch | TextBatch) -> torch.Tensor:
         if isinstance(batch, TextBatch):
@@ -128,17 +136,19 @@ def run(config: Config, context: StageContext) -> None:
         forget = config.weights.forget_items
         return tree_loss(model, batch, vocabulary=vocabulary, trie=ranker.trie, forget=forget).total
 
-    result = fit(
-        backbone.model,
-        plan=FitPlan(
-            epochs=config.epochs, learning_rate=config.learning_rate, weight_decay=config.weight_decay,
-            accumulate=config.accumulate, precision=config.precision, ema_decay=config.ema_decay,
-            patience=config.validation.patience, seed=context.seed,
-        ),
-        batches=batches, loss=loss,
-        validate=lambda model: validation_metrics(ranker, valid, exclude_seen=not interactions.has_repeats),
-        checkpoint_dir=context.scratch / "checkpoint", description="sft",
-    )  # fmt: skip
+    def train(name: str, plan: "FitPlan", words: bool) -> FitResult:
+        return rehearse_and_fit(
+            backbone.model, plan=plan, batches=lambda epoch: batches(epoch, words), loss=loss, validate=validate,
+            cases=valid, checkpoint_dir=context.scratch / name, description=name,
+        )  # fmt: skip
+
+    plan, aligned = _plan(config, context.seed), config.text.align_first
+    if config.weights.new_rows_first:
+        with only_new_rows(backbone.model, vocabulary):  # weight decay would move old rows, too
+            train("sft_new_rows", replace(plan, epochs=config.weights.new_rows_first, weight_decay=0.0), True)
+    if aligned:
+        train("sft_align", replace(plan, epochs=aligned), True)
+    result = train("sft", plan, not aligned)
     save_backbone(backbone, context.output)
     write_curve(context.output / "curve.jsonl", result.curve)
     if text:
@@ -152,31 +162,37 @@ def run(config: Config, context: StageContext) -> None:
     write_json(context.output / "metrics.json", facts)
 
 
+def _plan(config: Config, seed: int) -> "FitPlan":
+    from lasar.training.fit import FitPlan
+
+    return FitPlan(
+        epochs=config.epochs, learning_rate=config.learning_rate, weight_decay=config.weight_decay,
+        accumulate=config.accumulate, precision=config.precision, ema_decay=config.ema_decay,
+        patience=config.validation.patience, seed=seed, layer_decay=config.weights.layer_decay,
+    )  # fmt: skip
+
+
 def _initial_backbone(
     config: Config, context: StageContext, catalog: "SidCatalog", *, orders: bool, text_size: int
 ) -> "Backbone":
-    import torch
-    from safetensors.numpy import load_file
-
-    from lasar.model.backbone import build_backbone, place_codes
+    from lasar.model.backbone import build_backbone
     from lasar.model.capability import check_tree_attention
-    from lasar.model.presets import PRESETS
-    from lasar.sid.code_vectors import code_vectors
+    from lasar.training.starting_rows import place_new_rows
 
     backbone = build_backbone(
         config.backbone, num_levels=catalog.num_levels, codebook_size=catalog.codebook_size, orders=orders,
         max_history=config.max_history, normalise=config.loss_vocab, dropout=config.dropout,
-        lora_rank=config.weights.lora_rank, seed=context.seed, text_size=text_size,
+        lora_rank=config.weights.lora_rank, seed=context.seed, pretrained=config.weights.pretrained,
+        text_size=text_size,
         num_items=len(catalog.codes_IL) if config.weights.item_tokens else 0,
         item_answers=config.weights.item_answers,
     )  # fmt: skip
     if config.backbone not in PRESETS:
         check_tree_attention(backbone.model, max_tokens=backbone.vocabulary.max_tokens)
-    elif config.weights.code_init == "vectors":
-        embeddings = load_file(context.inputs["embed"] / "embeddings.safetensors")["item_embeddings"]
-        vectors = code_vectors(embeddings, catalog.codes_IL, codebook_size=catalog.codebook_size)
-        own = torch.from_numpy(embeddings) if config.weights.item_tokens else None
-        place_codes(backbone.model, backbone.vocabulary, torch.from_numpy(vectors), vectors_IE=own)
+    place_new_rows(
+        backbone, config.weights.code_init, name=config.backbone, codes_IL=catalog.codes_IL,
+        codebook_size=catalog.codebook_size, prepared=context.inputs["prepare"], embedded=context.inputs["embed"],
+    )  # fmt: skip
     return backbone
 
 

@@ -1,6 +1,7 @@
 """Checkpoints that hold everything a training run needs to go on exactly: safetensors and JSON, never a pickle."""
 
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,26 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lasar.artifacts import read_json, write_json
+
+EVERY_SECONDS = 30.0
+SHARE = 0.05  # of the time goes into checkpoints at most, where writing one takes long
+
+
+class Pace:
+    """When the next checkpoint is due."""
+
+    def __init__(self) -> None:
+        """The first is due after `EVERY_SECONDS`."""
+        self._since, self._pause = time.monotonic(), EVERY_SECONDS
+
+    def due(self) -> bool:
+        """Whether it is time."""
+        return time.monotonic() - self._since >= self._pause
+
+    def saved(self, began: float) -> None:
+        """Take note of a checkpoint that was begun at a time of `time.monotonic`."""
+        self._since = time.monotonic()
+        self._pause = max(EVERY_SECONDS, (self._since - began) / SHARE)
 
 
 def save_checkpoint(folder: Path, *, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ what comes out is what one process makes of the same recipe, but for the order i
 
 import json
 import math
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -26,13 +27,12 @@ from lasar.model.precision import Precision, PrecisionChoice, choose_precision
 from lasar.progress import progress
 from lasar.ranks import add_up, ranks, tell
 from lasar.training.checkpoints import (
+    Pace,
     load_checkpoint,
     optimizer_tensors,
     restore_optimizer,
     save_checkpoint,
 )
-
-_CHECKPOINT_EVERY_SECONDS = 30.0
 
 
 class SizedBatch(Protocol):
@@ -63,6 +63,8 @@ class FitPlan:
         validate_every: epochs between validations.
         patience: validations without a new best before stopping; 0 never stops early.
         seed: of dropout.
+        layer_decay: each layer learns at this times the rate of the one above it; tables and what has no layer at the
+            whole rate.
     """
 
     epochs: int
@@ -77,11 +79,12 @@ class FitPlan:
     validate_every: int = 1
     patience: int = 0
     seed: int = 0
+    layer_decay: float = 1.0
 
 
 @dataclass
-class _Progress:
-    """Where a run is; what a checkpoint stores beside tensors."""
+class Standing:
+    """Where a training is; what a checkpoint stores beside tensors."""
 
     epoch: int = 0
     batch: int = 0
@@ -142,7 +145,7 @@ def fit(
     """
     refuse_uneven(plan.accumulate, description)
     without_plans()
-    optimizer = build_optimizer(model, learning_rate=plan.learning_rate, weight_decay=plan.weight_decay)
+    optimizer = build_optimizer(model, plan)
     average = {name: p.detach().clone() for name, p in _trained(model)} if plan.ema_decay else {}
     best = {name: p.detach().clone() for name, p in _trained(model)}
     at = _resume(checkpoint_dir, model, optimizer, average, best)
@@ -150,26 +153,28 @@ def fit(
     epoch_batches = batches(at.epoch)
     # Epochs can differ by a batch, so the schedule's length is decided once, not wherever a run was killed.
     at.total_steps = at.total_steps or math.ceil(len(epoch_batches) / plan.accumulate) * plan.epochs
-    saved = time.monotonic()
+    pace = Pace()
     with progress(description, total=at.total_steps, start=at.step, unit="step") as advance:
         while at.epoch < plan.epochs and not (plan.patience and at.since_best >= plan.patience):
             model.train()
             while at.batch < len(epoch_batches):
                 group = epoch_batches[at.batch : at.batch + plan.accumulate]
                 _set_learning_rate(optimizer, scheduled(at.step, at.total_steps, plan))
-                note = _train_step(model, optimizer, group, loss, plan, at)
+                note = train_step(model, optimizer, group, loss, plan, at)
                 _update_average(average, model, plan.ema_decay, at.step)
                 at.batch += len(group)
                 at.step += 1
                 advance(note=note)
-                if time.monotonic() - saved > _CHECKPOINT_EVERY_SECONDS:
+                if pace.due():
+                    began = time.monotonic()
                     _save(checkpoint_dir, model, optimizer, average, best, at)
-                    saved = time.monotonic()
+                    pace.saved(began)
             at.epoch, at.batch = at.epoch + 1, 0
             _end_epoch(model, average, best, plan, validate, at)
             epoch_batches = batches(at.epoch) if at.epoch < plan.epochs else []
+            began = time.monotonic()
             _save(checkpoint_dir, model, optimizer, average, best, at)
-            saved = time.monotonic()
+            pace.saved(began)
     _copy_into(model, best)
     model.eval()
     return FitResult(
@@ -191,16 +196,30 @@ def refuse_uneven(accumulate: int, stage: str) -> None:
         )
 
 
-def build_optimizer(model: nn.Module, *, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
-    """AdamW; matrices decay, vectors do not."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
+def build_optimizer(model: nn.Module, plan: FitPlan) -> torch.optim.Optimizer:
+    """AdamW; matrices decay, vectors do not; a group's `share` is its part of the learning rate."""
+    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
+    layers = [_layer_of(name) for name, _ in _trained(model)]
+    top = max((layer for layer in layers if layer is not None), default=0)
+    for layer, (_, parameter) in zip(layers, _trained(model), strict=True):
+        below = 0 if layer is None or plan.layer_decay == 1.0 else top - layer
+        groups.setdefault((below, parameter.ndim < 2), []).append(parameter)
     return torch.optim.AdamW(
-        [g for g in groups if g["params"]], lr=learning_rate, betas=(0.9, 0.98), fused=True
-    )
+        [
+            {
+                "params": groups[below, vectors],
+                "weight_decay": 0.0 if vectors else plan.weight_decay,
+                "share": plan.layer_decay**below,
+            }
+            for below, vectors in sorted(groups)
+        ],
+        lr=plan.learning_rate, betas=(0.9, 0.98), fused=True,
+    )  # fmt: skip
+
+
+def _layer_of(name: str) -> int | None:
+    found = re.search(r"\.layers\.(\d+)\.", name)
+    return int(found[1]) if found else None
 
 
 def scheduled(step: int, total_steps: int, plan: FitPlan) -> float:
@@ -217,14 +236,19 @@ def write_curve(path: Path, curve: list[dict[str, float]]) -> None:
     path.write_text("".join(json.dumps(record) + "\n" for record in curve), encoding="utf-8")
 
 
-def _train_step(
+def train_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     group: Sequence[SizedBatch],
     loss: LossFunction,
     plan: FitPlan,
-    at: _Progress,
+    at: Standing,
 ) -> str:
+    """One optimizer step over a group of batches; the note that progress shows of it.
+
+    Raises:
+        TrainingError: the loss is not finite.
+    """
     targets = sum(batch.num_targets for batch in group)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     device = trained[0].device
@@ -278,7 +302,7 @@ def _end_epoch(
     best: dict[str, Tensor],
     plan: FitPlan,
     validate: Callable[[nn.Module], dict[str, float]],
-    at: _Progress,
+    at: Standing,
 ) -> None:
     record: dict[str, float] = {
         "epoch": at.epoch,
@@ -325,7 +349,7 @@ def _trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
 
 def _set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+        group["lr"] = learning_rate * group["share"]
 
 
 def _save(
@@ -334,7 +358,7 @@ def _save(
     optimizer: torch.optim.Optimizer,
     average: dict[str, Tensor],
     best: dict[str, Tensor],
-    at: _Progress,
+    at: Standing,
 ) -> None:
     if ranks().rank:
         return
@@ -351,10 +375,10 @@ def _resume(
     optimizer: torch.optim.Optimizer,
     average: dict[str, Tensor],
     best: dict[str, Tensor],
-) -> _Progress:
+) -> Standing:
     loaded = load_checkpoint(folder)
     if loaded is None:
-        return _Progress()
+        return Standing()
     tensors, facts = loaded
     _copy_into(
         model, {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
@@ -364,4 +388,4 @@ def _resume(
     for name in best:
         best[name].copy_(tensors[f"best.{name}"])
     restore_optimizer(optimizer, tensors)
-    return _Progress(**facts)
+    return Standing(**facts)

@@ -9,7 +9,6 @@ from lasar.model.backbone import (
     head_rows,
     load_backbone,
     num_parameters,
-    place_codes,
     save_backbone,
     trunk,
 )
@@ -151,19 +150,17 @@ def test_missing_model_folder(tmp_path):
         load_backbone(tmp_path)
 
 
-def test_near_codes_start_near_each_other():
-    backbone = build("tiny")
-    vectors = torch.randn(2, 8, 20, generator=torch.Generator().manual_seed(0))
-    vectors[0, 1] = vectors[0, 0] + 0.01
-    markers = backbone.model.get_input_embeddings().weight[:6].clone()
-    place_codes(backbone.model, backbone.vocabulary, vectors)
-    for table in (
-        backbone.model.get_input_embeddings().weight,
-        backbone.model.get_output_embeddings().weight,
-    ):
-        codes = table[backbone.vocabulary.first_code :].detach()
-        assert codes.std().item() == pytest.approx(0.02, rel=1e-3)
-        # 20 dimensions fit into 32 channels: distances keep their proportions exactly.
-        ours, theirs = torch.pdist(codes), torch.pdist(vectors.flatten(0, 1))
-        torch.testing.assert_close(ours / ours.mean(), theirs / theirs.mean(), atol=1e-4, rtol=1e-3)
-    assert torch.equal(backbone.model.get_input_embeddings().weight[:6], markers)
+def test_a_control_has_the_architecture_and_random_weights(pretrained):
+    known = build(str(pretrained)).model
+    control, again, other = (build(str(pretrained), pretrained=False, seed=seed).model for seed in (1, 1, 2))
+    assert control.config.to_dict() == known.config.to_dict()
+    name = "model.layers.1.mlp.up_proj.weight"
+    rows = {model: model.state_dict()[name] for model in (known, control, again, other)}
+    assert torch.equal(rows[control], rows[again])
+    assert not torch.equal(rows[control], rows[other])
+    assert not torch.equal(rows[control], rows[known])
+
+
+def test_presets_have_no_weights_to_leave_out():
+    with pytest.raises(ConfigError, match="pretrained=false: preset 'tiny' has no pre-trained weights"):
+        build("tiny", pretrained=False)

@@ -15,12 +15,12 @@ from lasar.model.backbone import build_preset
 from lasar.model.prompt import encode_prompts
 from lasar.model.reasoner import LatentReasoner, ReasoningSettings
 from lasar.prompts.vocabulary import Vocabulary
-from lasar.rl import loop
 from lasar.rl.depth_cost import DepthCost
 from lasar.rl.guards import Bounds
 from lasar.rl.loop import RlPlan, reference_of, train
 from lasar.rl.objective import Objective, terminal_weight
 from lasar.rl.prompts import PromptSource
+from lasar.training.checkpoints import Pace
 
 VOCABULARY = Vocabulary(num_levels=2, codebook_size=4, max_history=8)
 CODES = np.array(list(itertools.product(range(4), repeat=2)), np.int32)
@@ -167,7 +167,7 @@ def test_a_killed_run_ends_with_the_same_bytes(tmp_path, monkeypatch, at_call):
         return DepthCost(price=0.1, target=2.0, decay=0.9)
 
     whole, expected = run(tmp_path / "whole", cost=target_cost(), **options)
-    monkeypatch.setattr(loop, "_CHECKPOINT_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(Pace, "due", lambda _: True)
     calls = []
 
     def dying(rollouts):

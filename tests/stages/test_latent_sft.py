@@ -26,7 +26,7 @@ from lasar.prompts.batches import epoch_batches
 from lasar.prompts.vocabulary import Vocabulary
 from lasar.sid.catalog import SidCatalog
 from lasar.stages import latent_sft
-from lasar.training import fit
+from lasar.training.checkpoints import Pace
 from lasar.training.latent_objective import LatentObjective
 from lasar.training.losses import tree_loss
 from lasar.training.validation import answer_nll, validation_metrics
@@ -194,7 +194,7 @@ def test_a_killed_run_ends_with_the_same_bytes(plain, monkeypatch):
         "epochs": 2, "batch_tokens": 600, "dropout": 0.2, "ema_decay": 0.5, "accumulate": 2, "precision": "bf16",
     }  # fmt: skip
     train(plain, "undisturbed", **options)
-    monkeypatch.setattr(fit, "_CHECKPOINT_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(Pace, "due", lambda _: True)
     call, calls = LatentObjective.__call__, []
 
     def killed(self, model, batch):

@@ -17,10 +17,10 @@ from lasar.decoding.ranker import Ranker
 from lasar.errors import ConfigError
 from lasar.model.reasoner import load_reasoner
 from lasar.recommender import POLICY_STAGES
-from lasar.rl import loop
 from lasar.rl.rewards import Mixture
 from lasar.rl.users import chosen_depths, depths_by_user
 from lasar.stages import STAGES, latent_sft, rl
+from lasar.training.checkpoints import Pace
 from lasar.training.validation import answer_nll
 from tests.stages.test_latent_sft import CODES, N_MAX, NUM_ITEMS, shop
 from tests.stages.test_latent_sft import config as stage_2_config
@@ -106,7 +106,7 @@ def test_a_policy_that_nothing_improves_is_stage_2s_byte_for_byte(trained):
 def test_a_killed_stage_ends_with_the_same_bytes(trained, monkeypatch):
     options = {"rollouts": {"prompts": 8, "accumulate": 2, "group_size": 4, "replay": 0.3, "how": "sample"}}
     stage(rl, config(**options), trained, "undisturbed")
-    monkeypatch.setattr(loop, "_CHECKPOINT_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(Pace, "due", lambda _: True)
     call, calls = Mixture.__call__, []
 
     def killed(self, items, targets):

@@ -108,6 +108,82 @@ def test_a_pretrained_backbone_brings_its_own_tokenizer(train, tmp_path):
     assert TextTokenizer.load(output).encode("Tea no Towel") == [1, 3, 2]
 
 
+@pytest.fixture
+def words_model(tmp_path):
+    torch.manual_seed(0)
+    size = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    LlamaForCausalLM(LlamaConfig(vocab_size=60, **size)).save_pretrained(tmp_path / "words")
+    vocabulary = {"[UNK]": 0, **{str(number): number for number in range(1, 50)}, "Item": 50}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.save(str(tmp_path / "words" / "tokenizer.json"))
+    return str(tmp_path / "words")
+
+
+def rows(folder):
+    model = AutoModelForCausalLM.from_pretrained(folder / "model")
+    return model.get_input_embeddings().weight.detach()
+
+
+@pytest.mark.parametrize("start", ["vectors", "text", "mean"])
+def test_new_rows_start_as_asked(train, words_model, start):
+    output = train(start, backbone=words_model, learning_rate=1e-12, weights={"code_init": start})
+    table, vocabulary = rows(output), Vocabulary.load(output / "vocabulary.json")
+    words, codes = table[:60], table[vocabulary.first_code : vocabulary.first_item]
+    spread = (codes - words.mean(0)).std().item()
+    if start == "mean":
+        assert spread < 1e-6
+    else:
+        assert spread > 0.1 * words.std().item()
+
+
+def test_new_rows_first_then_training_goes_on_from_them(train, words_model):
+    still = {"backbone": words_model, "learning_rate": 1e-12, "weight_decay": 0.0}
+    first = {"new_rows_first": 1}
+    plain = rows(train("plain", **still))
+    torch.testing.assert_close(
+        rows(train("still", weights=first, **still)), plain
+    )  # both are where they started
+    moved = train("moved", weights=first, backbone=words_model, learning_rate=1e-2, weight_decay=0.0)
+    assert (moved.parent / ".moved" / "sft_new_rows" / "facts.json").exists()
+    assert (rows(moved) - plain)[60:].abs().max() > 0.01
+
+
+def test_align_first_has_text_in_its_own_epochs_alone(train, monkeypatch):
+    from lasar.training import text_loss as module
+
+    read = []
+    whole = module.text_loss
+    monkeypatch.setattr(module, "text_loss", lambda *args, **rest: read.append(1) or whole(*args, **rest))
+    counts = {}
+    for name, phases in (
+        ("to_the_end", {}),
+        ("first", {"align_first": 1}),
+    ):
+        read.clear()
+        train(name, text={**ALIGN, **phases}, epochs=6)
+        counts[name] = len(read)
+    assert counts["to_the_end"] > 3 * counts["first"] > 0
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"weights": {"code_init": "text"}}, "code_init=text: 'tiny' is a preset; set vectors or random"),
+        ({"weights": {"new_rows_first": 1}}, "sft.weights.new_rows_first: 'tiny' is a preset"),
+        ({"text": {"align_first": 1}}, "sft.text.align_first: there is nothing to align with"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_runs(values, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        sft.sources(config(**values))
+
+
+def test_random_rows_among_words_are_refused(words_model):
+    with pytest.raises(ConfigError, match="is a pre-trained model; set vectors, text or mean"):
+        sft.sources(config(backbone=words_model, weights={"code_init": "random"}))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

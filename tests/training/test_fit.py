@@ -14,7 +14,8 @@ from torch import nn
 
 from lasar.errors import TrainingError
 from lasar.model import precision
-from lasar.training.fit import FitPlan, fit, scheduled, write_curve
+from lasar.training import checkpoints
+from lasar.training.fit import FitPlan, build_optimizer, fit, scheduled, write_curve
 
 TRUTH = torch.tensor([[2.0, -1.0, 0.5, 3.0]])
 
@@ -84,9 +85,7 @@ def _killed_run(folder, at_call, batches):
             os.kill(os.getpid(), signal.SIGKILL)
         return squared_error(model, batch)
 
-    import lasar.training.fit as module
-
-    module._CHECKPOINT_EVERY_SECONDS = 0.0
+    checkpoints.Pace.due = lambda _: True
     run(folder, loss=loss, batches=batches)
 
 
@@ -238,3 +237,62 @@ def test_progress_reports_a_rate_and_an_eta(tmp_path, capsys, monkeypatch):
     run(tmp_path)
     assert time.perf_counter() - started < 60
     assert "step/s, ETA" in capsys.readouterr().err
+
+
+def test_layers_below_learn_more_slowly():
+    model = nn.ModuleDict(
+        {"embed": nn.Embedding(3, 2), "layers": nn.ModuleList(nn.Linear(2, 2) for _ in range(3))}
+    )
+    model = nn.ModuleDict({"model": model, "head": nn.Linear(2, 3)})
+    rates = {}
+    optimizer = build_optimizer(model, FitPlan(epochs=1, learning_rate=1.0, layer_decay=0.5))
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            rates[parameter] = (group["share"], group["weight_decay"])
+    named = {name: rates[parameter] for name, parameter in model.named_parameters()}
+    assert named == {
+        "model.embed.weight": (1.0, 0.1), "head.weight": (1.0, 0.1), "head.bias": (1.0, 0.0),
+        "model.layers.0.weight": (0.25, 0.1), "model.layers.0.bias": (0.25, 0.0),
+        "model.layers.1.weight": (0.5, 0.1), "model.layers.1.bias": (0.5, 0.0),
+        "model.layers.2.weight": (1.0, 0.1), "model.layers.2.bias": (1.0, 0.0),
+    }  # fmt: skip
+    assert len(build_optimizer(model, FitPlan(epochs=1, learning_rate=1.0)).param_groups) == 2
+
+
+def test_the_schedule_keeps_the_share_of_every_layer(tmp_path):
+    # A layer that learns at almost nothing of the rate stays where it was; the one above it moves.
+    torch.manual_seed(0)
+    layers = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 1)])
+    model = nn.ModuleDict({"model": nn.ModuleDict({"layers": layers})})
+    before = [layer.weight.detach().clone() for layer in layers]
+
+    def loss(model, batch):
+        return ((layers[1](layers[0](batch.x)) - batch.y) ** 2).sum()
+
+    plan = FitPlan(epochs=1, learning_rate=0.05, precision="fp32", weight_decay=0.0, layer_decay=1e-9)
+    fit(
+        model, plan=plan, batches=make_batches, loss=loss, validate=lambda _: {"ndcg@10": 1.0},
+        checkpoint_dir=tmp_path / "checkpoint", description="test",
+    )  # fmt: skip
+    torch.testing.assert_close(layers[0].weight.detach(), before[0], atol=1e-6, rtol=0)
+    assert (layers[1].weight.detach() - before[1]).abs().max() > 0.01
+
+
+def test_checkpoints_take_a_twentieth_of_the_time_at_most(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(checkpoints.time, "monotonic", lambda: now)
+    pace = checkpoints.Pace()
+    now = 29.0
+    assert not pace.due()
+    now = 30.0
+    assert pace.due()
+    now = 33.0  # took three seconds
+    pace.saved(30.0)
+    now = 92.0
+    assert not pace.due()
+    now = 93.0
+    assert pace.due()
+    now = 93.1
+    pace.saved(93.0)
+    now = 123.5
+    assert pace.due()
