@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from lasar.artifacts import content_hash, read_json
 from lasar.data.interactions import Interactions, ItemTable, load_user_ids
+from lasar.decoding.counts import COUNTS_FILE, Counts
 from lasar.decoding.ranked import Ranked
 from lasar.decoding.ranker import Ranker
 from lasar.errors import ArtifactError, ConfigError, UnknownItemError, nearest
@@ -24,7 +25,7 @@ _BF16_WIDTH = 256  # of a model from which on bf16 is faster at every batch size
 Int32Array = NDArray[np.int32]
 History = Sequence[str | Sequence[str]]
 
-POLICY_STAGES = ("sft", "latent_sft", "rl")
+POLICY_STAGES = ("sft", "latent_sft", "rl", "blend")
 
 
 class Recommendation(NamedTuple):
@@ -33,7 +34,8 @@ class Recommendation(NamedTuple):
     Attributes:
         item_id: the shop's id.
         title: the item's title, empty where it has none.
-        score: summed log-probability of the item's codes; higher is better, at most 0.
+        score: summed log-probability of the item's codes, or the log of its mixed probability where counts are mixed in
+            (`lasar.decoding.counts`); higher is better, at most 0.
     """
 
     item_id: str
@@ -114,7 +116,8 @@ class Recommender:
             False
         )  # frozen: see decision 0004
         chosen = choose_precision(precision, reasoner.backbone, narrowest=_BF16_WIDTH)
-        ranker = Ranker(reasoner, codes_IL=catalog.codes_IL, precision=chosen)
+        counts = Counts.load(model) if (model / COUNTS_FILE).is_file() else None
+        ranker = Ranker(reasoner, codes_IL=catalog.codes_IL, precision=chosen, counts=counts)
         return cls(ranker, items=ItemTable.load(prepare), prepare=prepare)
 
     def recommend(

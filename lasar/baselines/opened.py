@@ -8,6 +8,7 @@ import numpy as np
 from lasar.baselines.explicit_cot import WRITING_FILE, load_writing
 from lasar.baselines.ranking import Items
 from lasar.baselines.trained import FACTS_FILE, Trained
+from lasar.decoding.counts import COUNTS_FILE, Counts
 from lasar.decoding.ranked import Ranked
 from lasar.errors import ConfigError
 from lasar.model.backbone import best_device
@@ -60,11 +61,20 @@ def open_ranker(
     trained = Trained.load(
         folder, device=best_device() if device == "auto" else device, beam_width=beam_width
     )
+    counts = Counts.load(folder) if (folder / COUNTS_FILE).is_file() else None
+    none = np.zeros(0, np.int64)
 
     def rank(histories: Sequence[Items], baskets: Sequence[Items], depth: Depth) -> Ranked:
         if depth not in ("auto", 0):
             raise ConfigError(f"evaluate.depth: {folder.name} has no depth to choose, got {depth}; use auto")
-        items_QK, scores_QK = trained.recommend(histories, baskets, k, exclude_seen=exclude_seen)
+        wide = k if counts is None else max(k, beam_width)
+        items_QK, scores_QK = trained.recommend(histories, baskets, wide, exclude_seen=exclude_seen)
+        if counts is not None:
+            seen = [np.unique(history).astype(np.int64) if exclude_seen else none for history in histories]
+            items_QW, scores_QW = counts.blend(
+                items_QK, scores_QK, histories, baskets, listed=seen, allow=False
+            )
+            items_QK, scores_QK = items_QW[:, :k], scores_QW[:, :k]
         return Ranked(items_QK, scores_QK, np.zeros(len(histories), dtype=np.int32))
 
     return rank

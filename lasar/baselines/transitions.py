@@ -11,6 +11,7 @@ Shapes: N baskets, Q queries, K rank positions, I items.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 
 from lasar.baselines.ranking import Items, Ranked, top_items
 from lasar.data.interactions import EvalCases, TrainSequence
+from lasar.decoding.counts import Counts
 from lasar.errors import require
 from lasar.evaluation.metrics import user_metrics
 from lasar.progress import progress
@@ -102,6 +104,21 @@ class Transitions:
         if not parts:
             return np.zeros((0, k), dtype=np.int32), np.zeros((0, k), dtype=np.float32)
         return np.concatenate([items for items, _ in parts]), np.concatenate([scores for _, scores in parts])
+
+    def counts(self, neighbours: int) -> Counts:
+        """The weights, the heaviest `neighbours` of every item, to be mixed into a model's lists."""
+        kept = [np.zeros(0, np.int64)]
+        weights_II = self._transitions_II
+        for start, stop in itertools.pairwise(weights_II.indptr):
+            row = weights_II.data[start:stop]
+            heaviest = np.argsort(-row, kind="stable")[:neighbours]
+            kept.append(start + np.sort(heaviest[row[heaviest] > 0]))
+        places_E = np.concatenate(kept)
+        starts = np.cumsum([0, *(len(row) for row in kept[1:])])
+        return Counts(
+            starts=starts.astype(np.int64), items_E=weights_II.indices[places_E].astype(np.int32),
+            weights_E=weights_II.data[places_E].astype(np.float32), recency=self.settings.recency,
+        )  # fmt: skip
 
     def _fit_counts(
         self, counts_II: Any, sequences: Sequence[TrainSequence], num_items: int

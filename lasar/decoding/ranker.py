@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from lasar.decoding.beam import beam_search
+from lasar.decoding.counts import Counts
 from lasar.decoding.ranked import Ranked
 from lasar.decoding.trie import ItemFilter, Trie
 from lasar.engine.prefix import encode
@@ -32,6 +33,7 @@ class Ranker:
         vocabulary: renders histories.
         codes_IL: semantic IDs of the catalogue.
         trie: the catalogue.
+        counts: what is mixed into its lists, or None.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class Ranker:
         codes_IL: Int32Array,
         fused: bool = True,
         precision: Precision = "fp32",
+        counts: Counts | None = None,
     ) -> None:
         """Build the trie on the model's device.
 
@@ -49,18 +52,25 @@ class Ranker:
             codes_IL: codes of the catalogue's items.
             fused: take the fused path where it knows the model; False to compare with the generic one.
             precision: of the fused path's matrix products; the generic path computes as the model was loaded.
+            counts: what followed what, mixed into every list.
         """
         self.reasoner = reasoner
         self.vocabulary = reasoner.vocabulary
         self.codes_IL = codes_IL
         self.tokens_IL = self.vocabulary.item_tokens(codes_IL)
         self.trie = Trie(codes_IL, device=reasoner.backbone.device)
-        self._may_fuse, self._precision = fused, precision
+        self.counts, self._may_fuse, self._precision = counts, fused, precision
         self._fused: FusedWeights | None = None
 
     def with_codes(self, codes_IL: Int32Array) -> "Ranker":
         """The same model, ready to rank another catalogue; what was arranged for the fused path is shared."""
-        ranker = Ranker(self.reasoner, codes_IL=codes_IL, fused=self._may_fuse, precision=self._precision)
+        ranker = Ranker(
+            self.reasoner,
+            codes_IL=codes_IL,
+            fused=self._may_fuse,
+            precision=self._precision,
+            counts=self.counts,
+        )
         ranker._fused = self._fresh_weights()  # arranged here, once, however many catalogues follow
         return ranker
 
@@ -137,12 +147,38 @@ class Ranker:
                 item_filter=item_filter,
             )
             depths_Q[batch] = thought.depths_B.cpu().numpy()
-            width = min(k, beams.items_BW.shape[1])
-            items_QK[batch, :width] = beams.items_BW[:, :width].cpu().numpy()
-            scores_QK[batch, :width] = beams.scores_BW[:, :width].cpu().numpy()
+            found = beams.items_BW.cpu().numpy(), beams.scores_BW.cpu().numpy()
+            items_BW, scores_BW = self._blended(*found, batch, histories, baskets, filters, width=beam_width)
+            width = min(k, items_BW.shape[1])
+            items_QK[batch, :width] = items_BW[:, :width]
+            scores_QK[batch, :width] = scores_BW[:, :width]
             if advance is not None:
                 advance(len(batch))
         return Ranked(items_QK, scores_QK, depths_Q)
+
+    def _blended(
+        self,
+        items_BW: Int32Array,
+        scores_BW: NDArray[np.float32],
+        batch: NDArray[np.int64],
+        histories: Sequence[Int32Array],
+        baskets: Sequence[Int32Array],
+        filters: tuple[list[NDArray[np.int64]], bool] | None,
+        *,
+        width: int,
+    ) -> tuple[Int32Array, NDArray[np.float32]]:
+        if self.counts is None:
+            return items_BW, scores_BW
+        lists, allow = filters or ([np.zeros(0, np.int64)] * len(histories), False)
+        missing = (
+            (0, 0),
+            (0, max(0, width - items_BW.shape[1])),
+        )  # a search can end with fewer beams than wide
+        return self.counts.blend(
+            np.pad(items_BW.astype(np.int32), missing, constant_values=-1),
+            np.pad(scores_BW, missing, constant_values=-np.inf),
+            [histories[i] for i in batch], [baskets[i] for i in batch], listed=[lists[i] for i in batch], allow=allow,
+        )  # fmt: skip
 
     def _fresh_weights(self) -> FusedWeights | None:
         """Weights for the fused path, arranged anew where they have changed; None for the generic path."""

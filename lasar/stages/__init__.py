@@ -5,6 +5,7 @@ from types import MappingProxyType
 from lasar.artifacts import StageModule
 from lasar.stages import (
     anchor,
+    blend,
     embed,
     evaluate,
     explicit_cot,
@@ -36,10 +37,11 @@ STAGES: MappingProxyType[str, StageModule] = MappingProxyType(
         "rearec": rearec,
         "tiger": tiger,
         "rl": rl,
+        "blend": blend,
         "evaluate": evaluate,
         "report": report,
     }
 )
 
 # Run only where a recipe lists them: systems to compare with.
-BASELINES = tuple(name for name, module in STAGES.items() if not module.Config.by_default)
+BASELINES = ("explicit_cot", "gru4rec", "sasrec", "rearec", "tiger")

@@ -146,7 +146,7 @@ def test_a_target_beyond_what_it_can_is_refused(trained):
 def test_it_is_a_stage_and_what_it_trains_is_recommended_from():
     names = list(STAGES)
     assert names.index("latent_sft") < names.index("rl") < names.index("evaluate")
-    assert POLICY_STAGES[-1] == "rl"
+    assert POLICY_STAGES[-2:] == ("rl", "blend")
 
 
 def test_ones_own_rewards_are_among_the_sources(tmp_path, monkeypatch):
