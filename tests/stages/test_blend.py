@@ -60,7 +60,7 @@ def test_counts_rescue_a_model_that_has_learnt_nothing(blended, tmp_path):
         "num_examples": 1,
     }
     methods = read_json(stage(evaluate, values, blended, "evaluate", tmp_path) / "metrics.json")["methods"]
-    assert methods["blend"]["ndcg@10"]["mean"] > 0.9 > methods["sft"]["ndcg@10"]["mean"]
+    assert methods["blend"]["ndcg@10"] > 0.9 > methods["sft"]["ndcg@10"]
 
 
 def test_the_artifact_is_the_model_and_its_counts(blended):
@@ -89,11 +89,11 @@ def test_filters_hold_for_what_counts_name(blended):
 def test_a_larger_catalogue_keeps_the_counts(blended):
     ranker = Recommender.load(blended).ranker
     larger = ranker.with_codes(np.concatenate([ranker.codes_IL, [[7, 7]]]).astype(np.int32))
-    history, baskets = [np.array([10, NUM_ITEMS], np.int32)], [np.arange(2, dtype=np.int32)]
+    history, baskets = [np.array([10, NUM_ITEMS], np.int32)], [np.zeros(2, dtype=np.int32)]
     assert larger.counts is ranker.counts is not None
     larger.counts = ranker.counts.mixed(temperature=1.0, share=0.9)
     items = larger.rank(history, baskets, k=3, beam_width=10).items_QK[0]
-    assert items[0] == 11  # the new item says nothing, the old one before it does
+    assert items[0] == 11  # the new item says nothing, the one bought with it does
 
 
 def test_a_list_does_not_depend_on_its_batch_or_on_how_many_items_are_asked_for(blended):
