@@ -28,7 +28,7 @@ from lasar.training.fit import (
 )
 
 _SAMPLES = 4
-_VALIDATED = 64
+_FEW, _SOME = 8, 64  # validation users
 _PROC = Path("/proc/self")
 _CLEAR_PEAK = "5"  # proc(5), clear_refs: resets the peak of the resident set
 
@@ -60,6 +60,14 @@ class Estimate:
             f"({_spoken(self.validation_s)} of it validation){memory}"
         )
 
+    def afterwards(self, stage: str, *, seconds: float, memory: int) -> str:
+        """One line for people, when it is over; early stopping makes it shorter than was said."""
+        said = _spoken(self.training_s + self.validation_s)
+        sizes = (
+            f", {memory / 1e9:,.1f} GB (expected {self.memory / 1e9:,.1f})" if memory and self.memory else ""
+        )
+        return f"{stage}: took {_spoken(seconds)} (expected {said}){sizes}"
+
 
 def rehearse_and_fit(
     model: nn.Module,
@@ -84,18 +92,28 @@ def rehearse_and_fit(
         checkpoint_dir: of the training.
         description: of the training.
     """
+    expected = None
     if not checkpoint_dir.exists():
-        some = cases.subset(_VALIDATED, plan.seed)
-        found = estimate(
-            model, plan=plan, batches=batches(0), loss=loss, validate=lambda: validate(some),
-            validate_share=len(some) / len(cases),
+        some = [cases.subset(count, plan.seed) for count in (_FEW, _SOME)]
+        expected = estimate(
+            model, plan=plan, batches=batches(0), loss=loss, validate=[partial(validate, part) for part in some],
+            users=[*map(len, some), len(cases)],
         )  # fmt: skip
-        if not ranks().rank:
-            print(found.line(description), file=sys.stderr, flush=True)
-    return fit(
+        _say(expected.line(description))
+    began = time.perf_counter()
+    result = fit(
         model, plan=plan, batches=batches, loss=loss, validate=lambda _: validate(cases),
         checkpoint_dir=checkpoint_dir, description=description,
     )  # fmt: skip
+    if expected is not None:
+        taken = time.perf_counter() - began
+        _say(expected.afterwards(description, seconds=taken, memory=_peak(next(model.parameters()).device)))
+    return result
+
+
+def _say(line: str) -> None:
+    if not ranks().rank:
+        print(line, file=sys.stderr, flush=True)
 
 
 def estimate(
@@ -104,12 +122,20 @@ def estimate(
     plan: FitPlan,
     batches: Sequence[SizedBatch],
     loss: LossFunction,
-    validate: Callable[[], Any],
-    validate_share: float,
+    validate: Sequence[Callable[[], Any]],
+    users: Sequence[int],
 ) -> Estimate:
     """Rehearse a few steps, small batches and large ones, with an optimizer that moves nothing.
 
     Early stopping is left out: the estimate is of all epochs.
+
+    Args:
+        model: its weights stay as they are.
+        plan: how it will be trained.
+        batches: of one epoch.
+        loss: of a batch.
+        validate: ranks few validation users, and some more: what every validation costs, and what each user does.
+        users: how many few and some are, and how many there are in all.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     device = trained[0].device
@@ -133,7 +159,10 @@ def estimate(
     optimizer.state.clear()
     model.eval()
     with torch.no_grad():
-        validation_s = _timed(validate, device) / validate_share
+        validate[0]()  # the first arranges weights
+        few_s, some_s = (_timed(part, device) for part in validate)
+    few, some, every = users
+    validation_s = some_s + (every - some) * max(0.0, some_s - few_s) / max(1, some - few)
     model.train(was_training)
     steps = -(-len(batches) // plan.accumulate) * plan.epochs
     # Beside what the rehearsal held: the best weights, those of the moment during validation, and the average.

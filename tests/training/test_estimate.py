@@ -28,8 +28,8 @@ class Clock:
         self.now += batch.num_targets / 1000
         return model(torch.ones(1, 4)).sum()
 
-    def validate(self):
-        self.now += 0.02
+    def pass_by(self, seconds):
+        self.now += seconds
 
 
 @pytest.fixture
@@ -50,10 +50,11 @@ def test_seconds_are_those_of_all_epochs_and_nothing_moves(model, clock):
     sizes = [1, 9, 3, 7, 5, 5, 2, 8, 4, 6]  # 50 milliseconds an epoch
     found = estimate(
         model, plan=PLAN, batches=[Batch(size) for size in sizes], loss=clock.loss,
-        validate=clock.validate, validate_share=0.25,
+        validate=[lambda: clock.pass_by(0.02), lambda: clock.pass_by(0.05)], users=[8, 64, 232],
     )  # fmt: skip
     assert found.training_s == pytest.approx(0.15, rel=0.1)
-    assert found.validation_s == pytest.approx(3 * 0.08)
+    # 0.03 seconds for 56 users more; 168 are missing.
+    assert found.validation_s == pytest.approx(3 * (0.05 + 3 * 0.03))
     assert (found.steps, found.parameters) == (15, 20)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert model.training
@@ -63,7 +64,7 @@ def test_seconds_are_those_of_all_epochs_and_nothing_moves(model, clock):
 def test_one_batch_is_enough(model, clock):
     found = estimate(
         model, plan=FitPlan(epochs=1, learning_rate=1.0, precision="fp32"), batches=[Batch(1)], loss=clock.loss,
-        validate=lambda: None, validate_share=1.0,
+        validate=[lambda: None] * 2, users=[1, 1, 1],
     )  # fmt: skip
     assert found.steps == 1
 
@@ -75,7 +76,7 @@ def test_memory_counts_what_a_step_holds_and_the_copies_of_the_weights(model):
         return (model(torch.ones(5, 4)) ** 2).sum()
 
     plan = FitPlan(epochs=1, learning_rate=1.0, precision="fp32")
-    kwargs = {"plan": plan, "loss": hungry, "validate": lambda: None, "validate_share": 1.0}
+    kwargs = {"plan": plan, "loss": hungry, "validate": [lambda: None] * 2, "users": [1, 1, 1]}
     wide_bytes = estimate(wide, batches=[Batch(1)], **kwargs).memory
     narrow_bytes = estimate(model, batches=[Batch(1)], **kwargs).memory
     # Gradient, two moments, two copies of the weights; outputs and their gradients.
@@ -102,10 +103,11 @@ def test_said_once_before_training_and_not_again_when_it_goes_on(model, clock, t
             checkpoint_dir=tmp_path / "checkpoint", description="sft",
         )  # fmt: skip
     assert result.best_epoch == 1
-    assert seen == [64, 100, 100, 100]
-    said = [line for line in capsys.readouterr().err.splitlines() if "weights" in line]
-    assert len(said) == 1
+    assert seen == [8, 8, 64, 100, 100, 100]
+    said = [line for line in capsys.readouterr().err.splitlines() if "expected" in line or "weights" in line]
+    assert len(said) == 2
     assert re.match(r"sft: trains 0.0 M weights in 3 steps; about ", said[0])
+    assert re.match(r"sft: took 0 s \(expected 0 s\), \d+\.\d GB \(expected \d+\.\d\)", said[1])
 
 
 @pytest.mark.parametrize(
