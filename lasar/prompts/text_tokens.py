@@ -14,6 +14,7 @@ from transformers.utils.hub import cached_file
 from lasar.errors import ArtifactError, ConfigError
 
 TOKENIZER_FILE = "text_tokenizer.json"
+BACKBONE_TOKENIZER_FILE = "backbone_tokenizer.json"  # of a pre-trained model that was trained without text
 
 
 class TextTokenizer:
@@ -40,9 +41,9 @@ class TextTokenizer:
         """Text of token ids; bytes that are no valid UTF-8 (of a text cut inside a letter) become U+FFFD."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=False)
 
-    def save(self, folder: Path) -> None:
-        """Write `text_tokenizer.json`; equal tokenizers write equal bytes."""
-        (folder / TOKENIZER_FILE).write_text(self._tokenizer.to_str(pretty=False), encoding="utf-8")
+    def save(self, folder: Path, *, name: str = TOKENIZER_FILE) -> None:
+        """Write `text_tokenizer.json`, or another file; equal tokenizers write equal bytes."""
+        (folder / name).write_text(self._tokenizer.to_str(pretty=False), encoding="utf-8")
 
     @staticmethod
     def load(folder: Path) -> "TextTokenizer":
@@ -58,6 +59,26 @@ class TextTokenizer:
                 f"(for example {{sid_to_title: 1, title_to_sid: 1}}) and run the stage 'sft' again"
             )
         return TextTokenizer(_open(path, "run the stage 'sft' again", ArtifactError))
+
+
+def load_reader(folder: Path) -> TextTokenizer:
+    """The tokenizer of whatever can read words in a model's folder: trained with text, or pre-trained.
+
+    Raises:
+        ArtifactError: there is none, or it is damaged.
+    """
+    path = folder / BACKBONE_TOKENIZER_FILE
+    if (folder / TOKENIZER_FILE).is_file() or not path.is_file():
+        return TextTokenizer.load(folder)
+    return TextTokenizer(_open(path, "run the stage 'sft' again", ArtifactError))
+
+
+def keep_tokenizer(name: str, folder: Path) -> None:
+    """Keep a pre-trained model's tokenizer beside what was trained from it, if it has one that can be kept."""
+    try:
+        pretrained_tokenizer(name).save(folder, name=BACKBONE_TOKENIZER_FILE)
+    except ConfigError:
+        return  # nothing reads words, then; who asks for it is told
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> TextTokenizer:

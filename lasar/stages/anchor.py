@@ -202,11 +202,11 @@ def _backbone_source(
     rows: "list[TrainingRow]",
 ) -> "Source":  # fmt: skip
     from lasar.cot.anchor_sources import read_by_backbone, rows_alone, rows_in_context
-    from lasar.prompts.text_tokens import TextTokenizer
+    from lasar.prompts.text_tokens import load_reader
     from lasar.sid.catalog import SidCatalog
 
     try:
-        encode = TextTokenizer.load(context.inputs["sft"]).encode
+        encode = load_reader(context.inputs["sft"]).encode
     except ArtifactError as error:
         raise ArtifactError(f"anchor.source=backbone: {error}; or set anchor.source=encoder") from None
     vocabulary = backbone.vocabulary

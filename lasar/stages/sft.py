@@ -96,6 +96,7 @@ def run(config: Config, context: StageContext) -> None:
     from lasar.model.reasoner import without_reasoning
     from lasar.prompts.batches import TreeBatch, epoch_batches
     from lasar.prompts.text_tasks import TextBatch
+    from lasar.prompts.text_tokens import keep_tokenizer
     from lasar.sid.catalog import SidCatalog
     from lasar.training.estimate import rehearse_and_fit
     from lasar.training.fit import FitResult, write_curve
@@ -153,6 +154,8 @@ def run(config: Config, context: StageContext) -> None:
     write_curve(context.output / "curve.jsonl", result.curve)
     if text:
         text.tokenizer.save(context.output)
+    elif config.backbone not in PRESETS:
+        keep_tokenizer(config.backbone, context.output)
     targets = sum(batch.num_targets for batch in batches(0) if isinstance(batch, TreeBatch))
     facts = {
         **result.facts(),

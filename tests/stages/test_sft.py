@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from lasar.artifacts import StageContext
 from lasar.config import parse_section
-from lasar.errors import ConfigError
-from lasar.prompts.text_tokens import TextTokenizer
+from lasar.errors import ArtifactError, ConfigError
+from lasar.prompts.text_tokens import TextTokenizer, load_reader
 from lasar.prompts.vocabulary import Vocabulary
 from lasar.sid.catalog import SidCatalog
 from lasar.stages import sft
@@ -118,6 +118,16 @@ def words_model(tmp_path):
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     words.save(str(tmp_path / "words" / "tokenizer.json"))
     return str(tmp_path / "words")
+
+
+def test_a_pretrained_backbone_can_read_words_even_without_text_tasks(train, words_model, tmp_path):
+    output = train("wordless", backbone=words_model)
+    assert not (output / "text_tokenizer.json").exists()
+    assert load_reader(output).encode("Item 7") == [50, 7]
+    with pytest.raises(ArtifactError, match="was trained without text"):
+        load_reader(train("preset"))
+    (tmp_path / "words" / "tokenizer.json").unlink()
+    assert not (train("mute", backbone=words_model) / "backbone_tokenizer.json").exists()
 
 
 def rows(folder):
