@@ -9,7 +9,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,9 +36,11 @@ from lasar.training.checkpoints import (
     restore_optimizer,
     save_checkpoint,
 )
+from lasar.training.estimate import Estimate, forget_peak, peak, say, timed
 from lasar.training.fit import FitPlan, add_up_gradients, refuse_uneven, scheduled
 
 _MAX_REPLAYED = 4096  # prompts waiting to be asked again
+_FAST_STEP_S = 5.0
 
 Judge = Callable[[Rollouts], NDArray[np.float64]]
 
@@ -153,9 +155,17 @@ def train(
     best = {name: p.detach().clone() for name, p in reasoner.named_parameters()}
     at = _resume(checkpoint_dir, reasoner, optimizer, best) or _State(cost=cost.as_dict())
     cost = DepthCost(**at.cost)
+    started, expected, device = time.perf_counter(), None, next(reasoner.parameters()).device
     if not at.curve:
         at.curve.append({"step": 0})
-        _check(at, best, reasoner, plan, validate)
+        validation_s = timed(lambda: _check(at, best, reasoner, plan, validate), device)
+        step_s, memory = _rehearsed(ranker, plan, objective, cost, source, judge)
+        expected = Estimate(
+            parameters=sum(p.numel() for p in best.values()), steps=plan.steps, training_s=plan.steps * step_s,
+            validation_s=validation_s * -(-plan.steps // plan.validate_every), memory=memory,
+        )  # fmt: skip
+        say(expected.line(description))
+        started = time.perf_counter()
     pace = Pace()
     with progress(description, total=plan.steps, start=at.step, unit="step") as advance:
         while at.step < plan.steps and at.stopped is None:
@@ -173,8 +183,31 @@ def train(
                 began = time.monotonic()
                 _save(checkpoint_dir, reasoner, optimizer, best, at)
                 pace.saved(began)
+    if expected is not None and at.stopped is None:
+        say(expected.afterwards(description, seconds=time.perf_counter() - started, memory=peak(device)))
     _copy_into(reasoner, best)
     return RlResult(best_step=at.best_step, steps=at.step, stopped=at.stopped, curve=at.curve)
+
+
+def _rehearsed(
+    ranker: Ranker, plan: RlPlan, objective: Objective, cost: DepthCost, source: PromptSource, judge: Judge
+) -> tuple[float, int]:
+    """Seconds and bytes of a step, from one that moves nothing.
+
+    A fast one is made again, without what only the first pays.
+    """
+    still = replace(plan, learning_rate=0.0, head_learning_rate=0.0)
+    optimizer = _optimizer(ranker.reasoner, still)
+    device = next(ranker.reasoner.parameters()).device
+
+    def step() -> None:
+        at = _State(cost=cost.as_dict())
+        batches = _gather(ranker, still, DepthCost(**at.cost), source, judge, at)
+        _improve(ranker.reasoner, optimizer, objective, still, batches, at)
+
+    forget_peak(device)
+    seconds = timed(step, device)
+    return timed(step, device) if seconds < _FAST_STEP_S else seconds, peak(device)
 
 
 def _gather(

@@ -99,7 +99,7 @@ def rehearse_and_fit(
             model, plan=plan, batches=batches(0), loss=loss, validate=[partial(validate, part) for part in some],
             users=[*map(len, some), len(cases)],
         )  # fmt: skip
-        _say(expected.line(description))
+        say(expected.line(description))
     began = time.perf_counter()
     result = fit(
         model, plan=plan, batches=batches, loss=loss, validate=lambda _: validate(cases),
@@ -107,11 +107,12 @@ def rehearse_and_fit(
     )  # fmt: skip
     if expected is not None:
         taken = time.perf_counter() - began
-        _say(expected.afterwards(description, seconds=taken, memory=_peak(next(model.parameters()).device)))
+        say(expected.afterwards(description, seconds=taken, memory=peak(next(model.parameters()).device)))
     return result
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
+    """Tell people, once for all processes."""
     if not ranks().rank:
         print(line, file=sys.stderr, flush=True)
 
@@ -148,19 +149,19 @@ def estimate(
     groups = [[batches[i] for i in by_size[max(0, spot) : max(0, spot) + wanted]] for spot in spots]
     was_training = model.training
     model.train()
-    _forget_peak(device)
+    forget_peak(device)
     train_step(
         model, optimizer, groups[-1], loss, still, at
     )  # the first pays for allocations, and is the largest
     seconds = [
-        _timed(partial(train_step, model, optimizer, group, loss, still, at), device) for group in groups
+        timed(partial(train_step, model, optimizer, group, loss, still, at), device) for group in groups
     ]
-    memory = _peak(device)
+    memory = peak(device)
     optimizer.state.clear()
     model.eval()
     with torch.no_grad():
         validate[0]()  # the first arranges weights
-        few_s, some_s = (_timed(part, device) for part in validate)
+        few_s, some_s = (timed(part, device) for part in validate)
     few, some, every = users
     validation_s = some_s + (every - some) * max(0.0, some_s - few_s) / max(1, some - few)
     model.train(was_training)
@@ -176,7 +177,8 @@ def estimate(
     )  # fmt: skip
 
 
-def _timed(work: Callable[[], Any], device: torch.device) -> float:
+def timed(work: Callable[[], Any], device: torch.device) -> float:
+    """Seconds that work takes, a GPU's part of it included."""
     began = time.perf_counter()
     work()
     if device.type == "cuda":
@@ -184,7 +186,8 @@ def _timed(work: Callable[[], Any], device: torch.device) -> float:
     return time.perf_counter() - began
 
 
-def _forget_peak(device: torch.device) -> None:
+def forget_peak(device: torch.device) -> None:
+    """Begin to watch `peak` anew, where the system can."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
@@ -194,7 +197,8 @@ def _forget_peak(device: torch.device) -> None:
         return  # no such system: the peak of the process so far stands in for it
 
 
-def _peak(device: torch.device) -> int:
+def peak(device: torch.device) -> int:
+    """Most bytes held so far: by this process where `device` is a CPU, on the device elsewhere; 0 if unknown."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     try:

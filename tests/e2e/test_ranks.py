@@ -112,8 +112,9 @@ def test_what_is_not_trained_is_made_once_and_is_the_same(both):
 @pytest.mark.timeout(600)
 def test_a_killed_process_ends_them_all_and_a_rerun_goes_on(both):
     shop, _, _ = both
-    stages = "stages=[prepare,embed,quantize,sft]"
-    words = command(shop, "killed", processes=2, extra=(stages,))
+    extra = ("stages=[prepare,embed,quantize,sft]", "sft.epochs=80")  # long enough to be killed in the middle
+    go(command(shop, "calm", processes=2, extra=extra))
+    words = command(shop, "killed", processes=2, extra=extra)
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
         words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env
@@ -132,10 +133,11 @@ def test_a_killed_process_ends_them_all_and_a_rerun_goes_on(both):
     assert started.returncode != 0
     assert "Signal 9" in output or "SIGKILL" in output
     assert not (shop / "killed" / "sft").exists()
-    again = go(command(shop, "killed", processes=2, extra=(stages,)))
+    again = go(command(shop, "killed", processes=2, extra=extra))
     assert "sft: done in" in again.stdout
     outputs = [
-        json.loads((shop / run / "sft" / "manifest.json").read_text())["outputs"] for run in ("killed", "two")
+        json.loads((shop / run / "sft" / "manifest.json").read_text())["outputs"]
+        for run in ("killed", "calm")
     ]
     assert outputs[0] == outputs[1]
 

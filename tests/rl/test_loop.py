@@ -231,11 +231,27 @@ def test_prompts_without_a_hit_come_back(tmp_path):
         return hit_reward(rollouts)
 
     run(tmp_path, judge=judge, replay=0.5, steps=4, learning_rate=1e-9)
+    assert asked[0] == asked[1] == asked[2]  # twice to tell how long it will take, once in earnest
+    asked = asked[2:]
     fresh = [make_source(make_ranker()).draw(step, 8).tolist() for step in range(4)]
     for step in range(1, 4):
         again = set(asked[step]) - set(fresh[step])
         assert len(set(fresh[step]) & set(asked[step])) >= 4
         assert again <= set(itertools.chain(*asked[:step]))
+
+
+def test_what_it_will_cost_is_said_first_and_moves_nothing(tmp_path, capsys):
+    _, result = run(tmp_path, steps=3)
+    lines = [
+        line for line in capsys.readouterr().err.splitlines() if line.startswith(("rl: trains", "rl: took"))
+    ]
+    first, last = lines
+    assert first.startswith("rl: trains")
+    assert "in 3 steps" in first
+    assert last.startswith("rl: took")
+    assert result.curve[1]["kl"] == 0  # the first step asks the model that Stage 2 left
+    run(tmp_path, steps=3)
+    assert "rl: t" not in capsys.readouterr().err  # nothing is left to do, nothing is expected
 
 
 def test_not_a_number_stops_at_once(tmp_path):
