@@ -17,7 +17,7 @@ DEMO_USER ?= 12347
 PYTEST_FLAGS ?= -q
 STUDY ?= recipes/study/beauty_main.yaml
 
-.PHONY: help demo test check bench docs results study mini clean
+.PHONY: help demo test cluster check bench docs results study mini clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -36,6 +36,10 @@ demo: $(VENV)/.installed ## train on a real shop's orders and print recommendati
 test: $(VENV)/.installed-dev ## run the tests
 	@echo "tests: running"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+cluster: $(VENV)/.installed-ray ## run the tests that need Ray (a download of its own)
+	@echo "tests: scoring and serving in a Ray of this machine"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow tests/cluster
 
 check: $(VENV)/.installed-dev ## format, lint, types
 	@echo "check: format, lint, types"
@@ -73,6 +77,11 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "setup: installing lasar and its development tools into $(VENV) (minutes, the first time)"
 	@$(INSTALL) -e '.[all,dev]'
 	@touch $(VENV)/.installed $@
+
+$(VENV)/.installed-ray: $(VENV)/.installed-dev
+	@echo "setup: installing Ray into $(VENV)"
+	@$(INSTALL) -e '.[ray]'
+	@touch $@
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "setup: needs Python 3.11 or newer; install it, or give its path: make PYTHON=..." >&2; exit 1; }

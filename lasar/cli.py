@@ -7,7 +7,7 @@ import json
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 import yaml
@@ -16,11 +16,12 @@ from rich.logging import RichHandler
 from rich.markup import escape
 from typer.exceptions import TyperException
 
-from lasar import __version__, cli_studies, cli_tables
+from lasar import __version__, cli_serving, cli_studies, cli_tables
 from lasar.artifacts import MANIFEST, read_json, run_stage, stage_state, write_json
+from lasar.cli_serving import RunPath, depth_of
 from lasar.cli_studies import Overrides
 from lasar.config import Recipe, load_recipe
-from lasar.errors import ArtifactError, ConfigError, DataError, LasarError, nearest, require
+from lasar.errors import ArtifactError, ConfigError, DataError, LasarError, nearest
 from lasar.ranks import join, ranks
 from lasar.stages import BASELINES, STAGES
 
@@ -36,9 +37,6 @@ for _group, _name in ((data_app, "data"), (results_app, "results"), (baseline_ap
 _INTERRUPTED = 130
 _SECTIONS = {name: module.Config for name, module in STAGES.items()}
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML file of the experiment.")]
-RunPath = Annotated[
-    Path, typer.Argument(metavar="RUN", help="Folder a recipe was run in, such as runs/demo.")
-]
 
 
 def main() -> None:
@@ -131,7 +129,9 @@ def status(run: RunPath) -> None:
     cli_tables.print_status(loaded, states, Console())
 
 
-for _command in (cli_studies.study, cli_studies.tune, cli_studies.compare):
+for _command in (
+    cli_studies.study, cli_studies.tune, cli_studies.compare, cli_serving.score, cli_serving.serve, cli_serving.export
+):  # fmt: skip
     app.command()(_command)
 
 
@@ -159,7 +159,7 @@ def recommend(
     orders = _orders(recommender, history, user)
     found = recommender.recommend(
         orders, k, exclude=exclude or (), allow=allow, exclude_seen=exclude_seen, beam_width=beam_width,
-        depth=_depth(depth),
+        depth=depth_of(depth),
     )  # fmt: skip
     if as_json:
         print(json.dumps([item._asdict() for item in found], indent=1))
@@ -167,38 +167,6 @@ def recommend(
     console = Console()
     cli_tables.print_history(recommender, orders, console)
     cli_tables.print_recommendations(found, console)
-
-
-@app.command()
-def score(
-    run: RunPath,
-    out: Annotated[Path, typer.Option(help="Folder of the Parquet parts; an unfinished one is continued.")],
-    users: Annotated[
-        Path | None, typer.Option(help=".txt, .csv or .parquet with user ids; everybody else.")
-    ] = None,
-    k: Annotated[int, typer.Option(help="How many items for each user.")] = 20,
-    exclude_seen: Annotated[bool, typer.Option(help="Never recommend an item of the history.")] = False,
-    beam_width: Annotated[int, typer.Option(help="Beams of the search.")] = 50,
-    depth: Annotated[str, typer.Option(help="Latent steps: auto, sampled, or a number.")] = "auto",
-    model: Annotated[str | None, typer.Option(help="Training stage; the last by default.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    precision: Annotated[Literal["auto", "fp32", "bf16"], typer.Option(help="On CPUs.")] = "fp32",
-    processes: Annotated[int, typer.Option(help="Processes that rank; they share the cores.")] = 1,
-    part_users: Annotated[int, typer.Option(help="Users of a part.")] = 2000,
-) -> None:
-    """Write the best next items of many users to Parquet; a killed one goes on."""
-    from lasar.scoring import Scoring, score_users
-
-    scoring = Scoring(
-        k=k, beam_width=beam_width, exclude_seen=exclude_seen, depth=_depth(depth), precision=precision,
-        part_users=part_users,
-    )  # fmt: skip
-    done = score_users(
-        run, out, scoring=scoring, users=users, model=model, device=device, processes=processes
-    )
-    print(
-        f"{out}: {done['users']:,} users in {done['parts']:,} parts, {done['users_per_second']:,.0f} users/s"
-    )
 
 
 @app.command()
@@ -225,60 +193,6 @@ def explain(
     console = Console()
     cli_tables.print_history(recommender, orders, console)
     cli_tables.print_explanation(found, console)
-
-
-@app.command()
-def serve(
-    run: RunPath,
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 8000,
-    workers: Annotated[int, typer.Option(help="Worker processes; each holds the model.")] = 1,
-    model: Annotated[str | None, typer.Option(help="Training stage to serve; the last by default.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    precision: Annotated[
-        Literal["auto", "fp32", "bf16"], typer.Option(help="On CPUs: fp32, bf16, or auto (bf16 if faster).")
-    ] = "auto",
-    database: Annotated[str | None, typer.Option(help="SQLAlchemy URL; a SQLite file in RUN else.")] = None,
-    text_model: Annotated[
-        str | None, typer.Option(help="Text encoder for new items; the run's own else.")
-    ] = None,
-    timeout_ms: Annotated[int, typer.Option(help="Longest time a request may take.")] = 5000,
-    max_queue: Annotated[int, typer.Option(help="Requests that may wait; the next gets 429.")] = 256,
-    max_batch: Annotated[int, typer.Option(help="Requests decoded together.")] = 32,
-    retention_days: Annotated[float | None, typer.Option(help="Delete events older than this.")] = None,
-    show_users: Annotated[bool, typer.Option(help="Let anyone list users and see histories.")] = False,
-    threads: Annotated[int | None, typer.Option(help="PyTorch threads of each worker.")] = None,
-) -> None:
-    """Serve recommendations over HTTP; the admin token comes from LASAR_ADMIN_TOKEN."""
-    require("fastapi", extra="serve")
-    from lasar.serving.launch import serve as serve_run
-    from lasar.serving.settings import Settings
-
-    settings = Settings(
-        run=run, workers=workers, model=model, device=device, precision=precision, database=database,
-        text_model=text_model, timeout_ms=timeout_ms, max_queue=max_queue, max_batch=max_batch,
-        retention_days=retention_days, show_users=show_users, threads=threads,
-    )  # fmt: skip
-    serve_run(settings, host=host, port=port)
-
-
-@app.command()
-def export(
-    run: RunPath,
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make.")],
-    model: Annotated[str | None, typer.Option(help="Training stage; the last by default.")] = None,
-    anchors: Annotated[bool, typer.Option(help="With the segments that put thoughts into words.")] = True,
-    users: Annotated[bool, typer.Option(help="With the event log (personal data).")] = False,
-    text_model: Annotated[bool, typer.Option(help="With the text encoder for new items.")] = True,
-) -> None:
-    """Copy what serving needs into one self-contained folder."""
-    require("fastapi", extra="serve")
-    from lasar.serving.export import export_run
-
-    facts = export_run(run, out, model=model, anchors=anchors, users=users, text_model=text_model)
-    print(f"{out}: {facts['model']}, {facts['num_items']:,} items, {facts['bytes'] / 1e6:,.1f} MB")
-    if not facts["text_model"]:
-        print("without a text encoder: to add items live, give `lasar serve` one with --text-model")
 
 
 @data_app.command("list")
@@ -348,14 +262,6 @@ def _orders(recommender: Any, history: list[str] | None, user: str | None) -> li
         orders: list[list[str]] = recommender.user_history(user)
         return orders
     return [entry.split(",") for entry in history or []]
-
-
-def _depth(text: str) -> Any:
-    if text in ("auto", "sampled"):
-        return text
-    if text.isdecimal():
-        return int(text)
-    raise typer.BadParameter(f"--depth {text}: give auto, sampled, or a number of latent steps")
 
 
 def _load(recipe: Path, overrides: list[str] | None) -> Recipe:

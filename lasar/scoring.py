@@ -9,10 +9,11 @@ Shapes: Q users of a part, K rank positions.
 import hashlib
 import multiprocessing
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -60,6 +61,22 @@ class Scoring:
     part_users: int = 2000
 
 
+class Opened(NamedTuple):
+    """What a process that ranks has to open.
+
+    Attributes:
+        run: a run folder, or an exported one.
+        stage: its training stage.
+        device: see `Recommender.load`.
+        scoring: what is asked for.
+    """
+
+    run: Path
+    stage: str
+    device: str
+    scoring: Scoring
+
+
 class Users(NamedTuple):
     """Whom to score.
 
@@ -78,6 +95,11 @@ class Users(NamedTuple):
         return Users(*([values[row] for row in rows] for values in self))  # type: ignore[arg-type]
 
 
+# Parts, by number, to their lists, in any order: what ranks, elsewhere than in this process.
+Part = tuple[int, Users]
+RankParts = Callable[[Iterator[Part], Opened, int], Iterator[tuple[int, pl.DataFrame]]]
+
+
 def score_users(
     run: Path,
     out: Path,
@@ -87,6 +109,7 @@ def score_users(
     model: str | None = None,
     device: str = "auto",
     processes: int = 1,
+    elsewhere: RankParts | None = None,
 ) -> dict[str, int | float]:
     """Write the lists of all users into `part-*.parquet` and what was done into `summary.json`.
 
@@ -98,6 +121,7 @@ def score_users(
         model: training stage; the last by default.
         device: see `Recommender.load`.
         processes: how many rank at the same time; each has its own model and its share of the cores.
+        elsewhere: ranks parts in `processes` other processes; those of this machine by default.
 
     Returns:
         The summary.
@@ -124,36 +148,31 @@ def score_users(
     _refuse_other(out, plan)
     with exclusive(out, who="this scoring", elsewhere="choose another folder with --out"):
         write_json(out / PLAN, plan)
-        return _score(
-            out, recommender, asked, scoring, processes=processes, opened=(run, stage, device, scoring)
-        )
+        if processes == 1 and elsewhere is None:
+            return _score(out, asked, scoring.part_users, partial(_here, recommender, scoring))
+        rank, opened = elsewhere or in_processes, Opened(run, stage, device, scoring)
+        return _score(out, asked, scoring.part_users, lambda parts: rank(parts, opened, processes))
 
 
 def _score(
     out: Path,
-    recommender: Recommender,
     asked: Users,
-    scoring: Scoring,
-    *,
-    processes: int,
-    opened: tuple[Path, str, str, Scoring],
+    part_users: int,
+    rank: Callable[[Iterator[Part]], Iterator[tuple[int, pl.DataFrame]]],
 ) -> dict[str, int | float]:
     rows = [
-        range(start, min(start + scoring.part_users, len(asked.ids)))
-        for start in range(0, len(asked.ids), scoring.part_users)
+        range(start, min(start + part_users, len(asked.ids)))
+        for start in range(0, len(asked.ids), part_users)
     ]
     files = [out / f"part-{number:05d}-of-{len(rows):05d}.parquet" for number in range(len(rows))]
     missing = [number for number, file in enumerate(files) if not file.is_file()]
     started, left = time.perf_counter(), sum(len(rows[number]) for number in missing)
     with progress("scoring", total=len(asked.ids), start=len(asked.ids) - left, unit="users") as advance:
-        if processes == 1 or len(missing) < 2:
-            for number in missing:
-                _write(files[number], rank_part(recommender, asked.part(rows[number]), scoring))
-                advance(len(rows[number]))
-        else:
-            work = ((files[number], asked.part(rows[number])) for number in missing)
-            for file in _in_processes(work, min(processes, len(missing)), opened):
-                advance(len(rows[files.index(file)]))
+        for number, table in (
+            rank((number, asked.part(rows[number])) for number in missing) if missing else ()
+        ):
+            _write(files[number], table)
+            advance(len(table))
     seconds = time.perf_counter() - started
     summary = {
         "users": len(asked.ids), "parts": len(files), "parts_of_this_call": len(missing),
@@ -279,35 +298,50 @@ def _write(file: Path, table: pl.DataFrame) -> None:
     partial.replace(file)
 
 
-_opened: tuple[Recommender, Scoring] | None = None  # of a worker process
+def _here(
+    recommender: Recommender, scoring: Scoring, parts: Iterator[Part]
+) -> Iterator[tuple[int, pl.DataFrame]]:
+    for number, users in parts:
+        yield number, rank_part(recommender, users, scoring)
 
 
-def _open(threads: int, run: Path, stage: str, device: str, scoring: Scoring) -> None:
-    global _opened  # a process pool has no other place
+_loaded: tuple[Recommender, Scoring] | None = None  # of a worker process
+
+
+def _open(threads: int, opened: Opened) -> None:
+    global _loaded  # a process pool has no other place
     torch.set_num_threads(threads)
-    _opened = Recommender.load(run, model=stage, device=device, precision=scoring.precision), scoring
+    _loaded = load(opened), opened.scoring
 
 
-def _work(file: Path, users: Users) -> Path:
-    assert _opened is not None
-    recommender, scoring = _opened
-    _write(file, rank_part(recommender, users, scoring))
-    return file
+def load(opened: Opened) -> Recommender:
+    """What a process ranks with."""
+    return Recommender.load(
+        opened.run, model=opened.stage, device=opened.device, precision=opened.scoring.precision
+    )
 
 
-def _in_processes(
-    work: Iterator[tuple[Path, Users]], processes: int, opened: tuple[Path, str, str, Scoring]
-) -> Iterator[Path]:
-    """Rank parts in processes of their own; yields each when it is written."""
+def _work(number: int, users: Users) -> tuple[int, pl.DataFrame]:
+    assert _loaded is not None
+    recommender, scoring = _loaded
+    return number, rank_part(recommender, users, scoring)
+
+
+def in_processes(parts: Iterator[Part], opened: Opened, processes: int) -> Iterator[tuple[int, pl.DataFrame]]:
+    """Rank parts in processes of this machine.
+
+    Raises:
+        ArtifactError: one of them died.
+    """
     threads = max(1, torch.get_num_threads() // processes)
     pool = ProcessPoolExecutor(
         processes,
         mp_context=multiprocessing.get_context("spawn"),
         initializer=_open,
-        initargs=(threads, *opened),
+        initargs=(threads, opened),
     )
     try:
-        for done in as_completed([pool.submit(_work, *part) for part in work]):
+        for done in as_completed([pool.submit(_work, *part) for part in parts]):
             yield done.result()
     except BrokenProcessPool:
         raise ArtifactError(
@@ -326,6 +360,3 @@ def read_scores(out: Path) -> pl.DataFrame:
     if not (out / SUMMARY).is_file():
         raise ArtifactError(f"{out}: no complete scoring; run the same `lasar score` again")
     return pl.concat([pl.read_parquet(file) for file in sorted(out.glob("part-*.parquet"))])
-
-
-__all__: Sequence[str] = ("Scoring", "Users", "rank_part", "read_scores", "read_users", "score_users")

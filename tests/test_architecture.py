@@ -17,19 +17,21 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ORDER = (
     "errors", "ranks", "config", "artifacts", "progress", "data", "sid", "prompts", "model", "engine", "decoding",
     "recommender", "cot", "evaluation", "training", "rl", "baselines", "stages", "study", "cli_tables",
-    "cli_studies", "cli",
+    "cli_serving", "cli_studies", "cli",
 )  # fmt: skip
-# Not in the line: `serving` and `scoring` stand on the recommender, never see training code; `lasar` opens doors.
+# Not in the line: `serving`, `scoring` and the two in a cluster stand on the recommender, never see training code;
+# `lasar` opens doors.
 BELOW_RECOMMENDER = frozenset(ORDER[: ORDER.index("recommender") + 1])
 MAY_IMPORT = {
     **{part: frozenset(ORDER[: index + 1]) for index, part in enumerate(ORDER)},
     "serving": BELOW_RECOMMENDER | {"cot", "serving"},
     "scoring": BELOW_RECOMMENDER | {"scoring"},
+    "cluster": BELOW_RECOMMENDER | {"cluster", "scoring", "serving"},
     "lasar": BELOW_RECOMMENDER,
 }
-MAY_IMPORT["cli"] |= {"serving", "scoring"}
+MAY_IMPORT["cli_serving"] |= {"cluster", "serving", "scoring"}
 # Baselines are peers to compare with: nothing but a stage may depend on one.
-for _part in ("study", "cli_tables", "cli_studies", "cli"):
+for _part in ("study", "cli_tables", "cli_serving", "cli_studies", "cli"):
     MAY_IMPORT[_part] -= {"baselines"}
 
 FORBIDDEN_NAMES = {"util", "utils", "helper", "helpers", "base", "manager", "managers", "common", "misc"}

@@ -116,11 +116,13 @@ class Service:
         self._database.dispose()
 
     async def not_ready(self) -> str:
-        """Why requests should go elsewhere; empty if they are welcome."""
+        """Why requests should go elsewhere; empty if they are welcome, to the newest version of the catalogue."""
         if self._batcher is None or self._batcher.stopping:
             return "starting or stopping"
         try:
             await run_in_threadpool(self.events.count)
+            if await run_in_threadpool(self.catalogue.refresh):
+                self._show_version()
         except Exception as error:
             logger.error("the database does not answer: %s", type(error).__name__)
             return "the database does not answer"
