@@ -156,12 +156,12 @@ def estimate(
     seconds = [
         timed(partial(train_step, model, optimizer, group, loss, still, at), device) for group in groups
     ]
-    memory = peak(device)
-    optimizer.state.clear()
     model.eval()
     with torch.no_grad():
         validate[0]()  # the first arranges weights
         few_s, some_s = (timed(part, device) for part in validate)
+    memory = peak(device)
+    optimizer.state.clear()
     few, some, every = users
     validation_s = some_s + (every - some) * max(0.0, some_s - few_s) / max(1, some - few)
     model.train(was_training)

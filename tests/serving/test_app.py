@@ -227,6 +227,14 @@ def test_health_info_page_and_openapi(client):
     assert described["components"]["schemas"]["RecommendRequest"]["examples"]
 
 
+def test_ready_means_the_newest_catalogue(make_client, make_service):
+    client, other = make_client(poll_seconds=3600), make_service()
+    other.catalogue.change(deactivate=["sku3"])
+    assert client.get("/v1/info").json()["catalogue_version"] == 0
+    assert client.get("/readyz").json()["status"] == "ready"
+    assert client.get("/v1/info").json()["catalogue_version"] == 1
+
+
 def test_metrics_count_by_stage_and_never_name_anyone(client):
     client.post("/v1/recommend", json={"user_id": "ann", "explain": True})
     client.get("/v1/items/sku1")
