@@ -185,6 +185,11 @@ def input_table(model: nn.Module) -> Tensor:
     return weight
 
 
+def input_scale(model: nn.Module) -> float:
+    """What a model multiplies its token embeddings by before the first layer: 1, or the root of the width (Gemma)."""
+    return float(getattr(model.get_input_embeddings(), "scalar_embed_scale", 1.0))  # type: ignore[operator]
+
+
 def output_table(model: nn.Module) -> Tensor:
     """Weights of the output head, [V, D]; the same object as `input_table` where they are tied."""
     weight = model.get_output_embeddings().weight  # type: ignore[operator]

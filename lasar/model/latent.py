@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from lasar.model.backbone import input_table, output_table
+from lasar.model.backbone import input_scale, input_table, output_table
 from lasar.model.prompt import Prefix
 from lasar.prompts.vocabulary import Vocabulary
 
@@ -84,7 +84,7 @@ def reason(
             indices of a column that has stopped repeat its last ones.
     """
     states, indices = [h0_BPD], [start_BP]
-    embedding_norm = input_table(prefix.model).detach().norm(dim=-1).mean()
+    embedding_norm = input_table(prefix.model).detach().norm(dim=-1).mean() * input_scale(prefix.model)
     ratios = []
     for step in range(num_steps):
         width = h0_BPD.shape[1] if widths is None else widths[step]
@@ -146,4 +146,4 @@ def fed_back(model: nn.Module, hidden_BPD: Tensor, embedding_norm: Tensor, feedb
         scale_BP1: Tensor = embedding_norm / hidden_BPD.norm(dim=-1, keepdim=True)
         return hidden_BPD * scale_BP1
     probabilities_BPV = (hidden_BPD @ output_table(model).T).float().softmax(-1)
-    return probabilities_BPV.to(hidden_BPD.dtype) @ input_table(model)
+    return probabilities_BPV.to(hidden_BPD.dtype) @ input_table(model) * input_scale(model)

@@ -18,6 +18,8 @@ from tokenizers import Tokenizer, pre_tokenizers
 from lasar.errors import ConfigError
 from lasar.progress import progress
 
+_SPACE = "\u2581"  # what SentencePiece writes for a space
+
 
 class Trimmed(NamedTuple):
     """A smaller tokenizer.
@@ -35,7 +37,8 @@ def trim(tokenizer: Tokenizer, texts: Iterable[str], *, name: str) -> Trimmed:
     """Keep what encodes the texts.
 
     Args:
-        tokenizer: byte-level BPE.
+        tokenizer: BPE over bytes (Llama 3, Qwen, SmolLM), or over characters with bytes for those it lacks (Gemma,
+            Llama 2).
         texts: that have to be encoded as before.
         name: of the model, for messages.
 
@@ -47,11 +50,15 @@ def trim(tokenizer: Tokenizer, texts: Iterable[str], *, name: str) -> Trimmed:
     model = facts["model"]
     merges = [tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in model["merges"]]
     texts = list(texts)
-    kept = set(pre_tokenizers.ByteLevel.alphabet()) & model["vocab"].keys()
-    kept |= (
-        _symbols(_words(tokenizer, texts), {pair: rank for rank, pair in enumerate(merges)})
-        & model["vocab"].keys()
-    )
+    words = _words(tokenizer, texts)
+    if model.get("byte_fallback"):
+        crossed = _crossed(model["vocab"])
+        words = {piece for word in words for piece in _pieces(word, crossed)}
+        single = {f"<0x{byte:02X}>" for byte in range(256)}
+    else:
+        single = set(pre_tokenizers.ByteLevel.alphabet())
+    found = single | _symbols(words, {pair: rank for rank, pair in enumerate(merges)})
+    kept = found & model["vocab"].keys()
     special = {token["content"]: token["id"] for token in facts["added_tokens"]}
     old_ids = sorted({model["vocab"][token] for token in kept} | set(special.values()))
     new_id = {old: new for new, old in enumerate(old_ids)}
@@ -67,12 +74,29 @@ def trim(tokenizer: Tokenizer, texts: Iterable[str], *, name: str) -> Trimmed:
 
 def _refuse_other_kinds(facts: Mapping[str, Any], name: str) -> None:
     kind = facts["model"]["type"]
-    byte_level = '"ByteLevel"' in json.dumps(facts["pre_tokenizer"])
-    if kind != "BPE" or not byte_level:
+    with_bytes = '"ByteLevel"' in json.dumps(facts["pre_tokenizer"]) or facts["model"].get("byte_fallback")
+    if kind != "BPE" or not with_bytes:
         what = kind if kind != "BPE" else "BPE without bytes"
         raise ConfigError(
-            f"{name}: its tokenizer is {what}; only byte-level BPE can be trimmed: leave out --texts-of"
+            f"{name}: its tokenizer is {what}; only BPE with bytes can be trimmed: leave out --texts-of"
         )
+
+
+def _crossed(vocab: Collection[str]) -> set[str]:
+    """Characters that some token has before a space: only there can a token reach over the beginning of a word."""
+    return {
+        before for token in vocab for before, space in itertools.pairwise(token) if space == _SPACE != before
+    }
+
+
+def _pieces(text: str, crossed: Collection[str]) -> Iterable[str]:
+    """A text cut before its words, wherever no token reaches over the cut: what is merged is merged within pieces."""
+    start = 0
+    for place in range(1, len(text)):
+        if text[place] == _SPACE and text[place - 1] != _SPACE and text[place - 1] not in crossed:
+            yield text[start:place]
+            start = place
+    yield text[start:]
 
 
 def _words(tokenizer: Tokenizer, texts: Sequence[str]) -> set[str]:

@@ -112,7 +112,7 @@ def test_what_is_not_trained_is_made_once_and_is_the_same(both):
 @pytest.mark.timeout(600)
 def test_a_killed_process_ends_them_all_and_a_rerun_goes_on(both):
     shop, _, _ = both
-    extra = ("stages=[prepare,embed,quantize,sft]", "sft.epochs=80")  # long enough to be killed in the middle
+    extra = ("stages=[prepare,embed,quantize,sft]", "sft.epochs=40")  # long enough to be killed in the middle
     go(command(shop, "calm", processes=2, extra=extra))
     words = command(shop, "killed", processes=2, extra=extra)
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -120,7 +120,7 @@ def test_a_killed_process_ends_them_all_and_a_rerun_goes_on(both):
         words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env
     ) as started:
         while not (shop / "killed" / "quantize").is_dir() or not list(
-            (shop / "killed").glob(".sft.scratch*/checkpoint")
+            (shop / "killed").glob(".sft.scratch*/sft")
         ):
             assert started.poll() is None, started.stdout.read()
             time.sleep(0.2)

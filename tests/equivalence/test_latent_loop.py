@@ -5,9 +5,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)  # fmt: skip
 
-from lasar.model.backbone import build_preset, input_table, output_table, trunk
+from lasar.model.backbone import build_preset, output_table, trunk
 from lasar.model.latent import PolicyHead, finish_reasoning, reason, start_reasoning
 from lasar.model.prompt import encode_prompts
 from lasar.prompts.vocabulary import Vocabulary, pad_right
@@ -25,14 +32,19 @@ def models():
         "preset": build_preset("tiny", vocabulary=VOCABULARY, seed=1).eval(),
         "qwen2": Qwen2ForCausalLM(Qwen2Config(**SMALL)).eval(),
         "llama": LlamaForCausalLM(LlamaConfig(**SMALL)).eval(),
+        "gemma3": Gemma3ForCausalLM(Gemma3TextConfig(**SMALL, head_dim=8)).eval(),  # scales its embeddings
     }
 
 
 MODELS = models()
 
 
+def embedded(model):
+    return model.get_input_embeddings()(torch.arange(VOCABULARY.size))
+
+
 def fed_back(model, hidden, feedback):
-    embeddings = input_table(model)
+    embeddings = embedded(model)
     if feedback == "norm_matched":
         return hidden / hidden.norm() * embeddings.norm(dim=-1).mean()
     if feedback == "soft_token":
@@ -42,7 +54,7 @@ def fed_back(model, hidden, feedback):
 
 def one_by_one(model, tokens, depth, answer, feedback):
     """Full recompute: the whole sequence again for every latent step; no cache, no batch, no mask."""
-    embeddings = input_table(model)
+    embeddings = embedded(model)
     sequence = [embeddings[t] for t in [*tokens, VOCABULARY.latent_start]]
     states = []
     for _ in range(depth + 1):
