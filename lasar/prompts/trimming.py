@@ -101,10 +101,11 @@ def _pieces(text: str, crossed: Collection[str]) -> Iterable[str]:
 
 def _words(tokenizer: Tokenizer, texts: Sequence[str]) -> set[str]:
     normalise = tokenizer.normalizer.normalize_str if tokenizer.normalizer else str
+    split = tokenizer.pre_tokenizer.pre_tokenize_str if tokenizer.pre_tokenizer else lambda text: [(text, ())]
     words = set[str]()
     with progress("reading texts", total=len(texts), unit="texts") as advance:
         for text in texts:
-            words.update(word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(normalise(text)))
+            words.update(word for word, _ in split(normalise(text)))
             advance()
     return words
 

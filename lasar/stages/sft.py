@@ -119,6 +119,8 @@ def run(config: Config, context: StageContext) -> None:
     sequences = interactions.train_sequences(reserved=False)
     valid = interactions.cases(SPLIT_VALID).subset(config.validation.users, context.seed)
     move(backbone.model, best_device())
+    if config.weights.gradient_checkpointing:
+        backbone.model.activation_checkpointing_enable({"use_reentrant": False})
     ranker = Ranker(without_reasoning(backbone.model, vocabulary=vocabulary), codes_IL=catalog.codes_IL)
 
     def validate(cases: "EvalCases") -> dict[str, float]:

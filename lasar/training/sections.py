@@ -34,6 +34,8 @@ class Weights(StageConfig):
     """Epochs before all others that train the embeddings of codes, items and markers alone (pre-trained models)."""
     layer_decay: Annotated[float, pydantic.Field(gt=0, le=1)] = 1.0
     """Each layer learns at this times the rate of the one above it; tables, new rows among them, at the whole rate."""
+    gradient_checkpointing: bool = False
+    """Compute each layer's values again in the backward pass instead of keeping them: less memory, more time."""
     lora_rank: Annotated[int, pydantic.Field(ge=0)] = 0
     """Rank of LoRA adapters on a pre-trained backbone (merged when saved); 0 trains all weights."""
     item_tokens: bool = True

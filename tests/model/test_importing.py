@@ -1,10 +1,11 @@
 """Pre-trained models as plain folders, and tokenizers without what a shop never says."""
 
+import json
 import sys
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
@@ -68,10 +69,42 @@ def test_a_trimmed_tokenizer_encodes_the_texts_as_before_and_every_other_text(op
     assert trimmed.tokenizer.token_to_id("\u0120teacups") is None
 
 
+def characters_and_bytes() -> Tokenizer:
+    """As SentencePiece makes them: spaces are characters, what the alphabet lacks is written in bytes."""
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    tokenizer.normalizer = normalizers.Replace(" ", "\u2581")
+    single = [f"<0x{byte:02X}>" for byte in range(256)]
+    trainer = trainers.BpeTrainer(vocab_size=500, special_tokens=["<unk>", *single], show_progress=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("\u2581", "merged_with_next")
+    tokenizer.train_from_iterator([*CORPUS, "tea > b"], trainer)
+    facts = json.loads(tokenizer.to_str())
+    facts["pre_tokenizer"] = None
+    facts["model"]["vocab"][">\u2581"] = len(facts["model"]["vocab"])  # one token reaches into the next word
+    facts["model"]["merges"].append([">", "\u2581"])
+    facts["added_tokens"] = [token for token in facts["added_tokens"] if token["content"] == "<unk>"]
+    tokenizer = Tokenizer.from_str(json.dumps(facts))
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    return tokenizer
+
+
+def test_a_tokenizer_of_characters_and_bytes_can_be_trimmed():
+    tokenizer = characters_and_bytes()
+    texts = [*SHOP, "tea > b", "  two  spaces ", "caf\u00e9"]
+    trimmed = trim(tokenizer, texts, name="it")
+    assert len(trimmed.old_ids) < tokenizer.get_vocab_size()
+    for text in texts:
+        assert trimmed.old_ids[trimmed.tokenizer.encode(text).ids].tolist() == tokenizer.encode(text).ids
+    for text in (*CORPUS, "Zebra \u00e9\u4e2d\U0001f642"):
+        assert trimmed.tokenizer.decode(trimmed.tokenizer.encode(text).ids) == text
+    assert trimmed.tokenizer.token_to_id("\u2581teacups") is None
+
+
 def test_another_kind_of_tokenizer_is_refused():
     words = Tokenizer(models.WordLevel({"tea": 0, "[UNK]": 1}, unk_token="[UNK]"))
     with pytest.raises(
-        ConfigError, match=r"it: its tokenizer is WordLevel; only byte-level BPE can be trimmed"
+        ConfigError, match=r"it: its tokenizer is WordLevel; only BPE with bytes can be trimmed"
     ):
         trim(words, ["tea"], name="it")
     with pytest.raises(ConfigError, match="BPE without bytes"):

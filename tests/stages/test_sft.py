@@ -8,6 +8,7 @@ import torch
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers.models.qwen3.modeling_qwen3 import Qwen3MLP
 
 from lasar.artifacts import StageContext
 from lasar.config import parse_section
@@ -157,6 +158,22 @@ def test_new_rows_first_then_training_goes_on_from_them(train, words_model):
     moved = train("moved", weights=first, backbone=words_model, learning_rate=1e-2, weight_decay=0.0)
     assert (moved.parent / ".moved" / "sft_new_rows" / "facts.json").exists()
     assert (rows(moved) - plain)[60:].abs().max() > 0.01
+
+
+def test_gradient_checkpointing_computes_twice_and_trains_the_same(train, monkeypatch):
+    forward, calls = Qwen3MLP.forward, []
+
+    def counted(self, hidden):
+        calls.append(self.training and torch.is_grad_enabled())
+        return forward(self, hidden)
+
+    monkeypatch.setattr(Qwen3MLP, "forward", counted)
+    plain = train("plain", dropout=0.1)
+    once = sum(calls)
+    calls.clear()
+    again = train("again", dropout=0.1, weights={"gradient_checkpointing": True})
+    assert sum(calls) > 1.5 * once
+    torch.testing.assert_close(rows(again), rows(plain))
 
 
 def test_align_first_has_text_in_its_own_epochs_alone(train, monkeypatch):
