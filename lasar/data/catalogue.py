@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from lasar.data.cleaning import k_core
+from lasar.data.cleaning import distinct_sorted, id_codes, k_core
 from lasar.data.interactions import SPLIT_TEST, SPLIT_TRAIN, SPLIT_VALID
 from lasar.data.splits import basket_numbers, event_numbers
 
@@ -31,10 +31,9 @@ def keep_core(
     counted = np.ones(len(events), dtype=bool)
     if count_before is not None:
         counted = events["timestamp"].to_numpy() < count_before
-    user, item = _codes(events["user_id"]), _codes(events["item_id"])
+    user, item = id_codes(events["user_id"]), id_codes(events["item_id"])
     core = k_core(user[counted], item[counted], k)
-    kept = np.isin(user, user[counted][core]) & np.isin(item, item[counted][core])
-    kept[counted] = core
+    kept = _among(user, user[counted][core]) & _among(item, item[counted][core])
     result = events.filter(kept)
     dropped = {
         "users_below_k": events["user_id"].n_unique() - result["user_id"].n_unique(),
@@ -44,8 +43,10 @@ def keep_core(
     return result, dropped
 
 
-def _codes(values: pl.Series) -> NDArray[np.int64]:
-    return values.rank("dense").to_numpy().astype(np.int64) - 1
+def _among(codes: NDArray[np.int64], some: NDArray[np.int64]) -> NDArray[np.bool_]:
+    found = np.zeros(int(codes.max(initial=0)) + 1, dtype=bool)
+    found[some] = True
+    return found[codes]
 
 
 def catalogue_items(
@@ -66,7 +67,7 @@ def catalogue_items(
         table = table.with_columns(pl.col("item_id").str.to_uppercase())
     named = table.drop_nulls("item_id")
     distinct = named.unique("item_id", keep="first", maintain_order=True)
-    used = events.select("item_id").unique(maintain_order=True)
+    used = events.select("item_id").unique(maintain_order=True).cast(pl.String)
     listed = distinct if keep_unused else distinct.join(used, on="item_id", how="semi", maintain_order="left")
     unlisted = used.join(distinct, on="item_id", how="anti", maintain_order="left")
     warnings = {
@@ -90,25 +91,33 @@ def index_events(events: pl.DataFrame, items: pl.DataFrame) -> tuple[pl.DataFram
         times), `basket` and `split` (if given), sorted by user, time, source order; and users with
         `user_index`, `user_id` in order of first appearance.
     """
-    users = events.select("user_id").unique(maintain_order=True).with_row_index("user_index")
-    users = users.cast({"user_index": pl.Int32})
-    indices = items.select("item_id").with_row_index("item_index").cast({"item_index": pl.Int32})
-    indexed = (
-        events.join(users, on="user_id", how="left", maintain_order="left")
-        .join(indices, on="item_id", how="left", maintain_order="left")
-        .sort("user_index", "timestamp", maintain_order=True)
-    )
-    user_index = indexed["user_index"].to_numpy()
-    columns: dict[str, Any] = {"user_index": user_index, "item_index": indexed["item_index"]}
-    if indexed["timestamp"].null_count() == 0:
-        timestamp = indexed["timestamp"].to_numpy()
+    users, user_index = _numbered(events["user_id"])
+    _, item_index = _numbered(events["item_id"], items["item_id"])
+    dated = events["timestamp"].null_count() == 0
+    timestamp = events["timestamp"].to_numpy() if dated else np.zeros(len(events), dtype=np.int64)
+    order = np.lexsort((timestamp, user_index))  # stable: equal times stay in source order
+    user_index, timestamp = user_index[order], timestamp[order]
+    columns: dict[str, Any] = {"user_index": user_index, "item_index": item_index[order]}
+    if dated:
         columns |= {"timestamp": timestamp, "basket": basket_numbers(user_index, timestamp)}
     else:
         number = event_numbers(user_index)
         columns |= {"timestamp": number.astype(np.int64), "basket": number}
-    if "split" in indexed.columns:
-        columns["split"] = indexed["split"]
-    return pl.DataFrame(columns), users
+    if "split" in events.columns:
+        columns["split"] = events["split"].gather(order)
+    table = pl.DataFrame({"user_index": pl.arange(len(users), dtype=pl.Int32, eager=True), "user_id": users})
+    return pl.DataFrame(columns), table
+
+
+def _numbered(ids: pl.Series, known: pl.Series | None = None) -> tuple[pl.Series, NDArray[np.int32]]:
+    """Distinct ids (those that are known, or all in order of first appearance), and each id's number among them."""
+    if not isinstance(ids.dtype, pl.Categorical):
+        ids = ids.cast(pl.Categorical(pl.Categories.random()))
+    distinct = (ids.unique(maintain_order=True) if known is None else known).cast(pl.String)
+    codes, wanted = ids.to_physical().to_numpy(), distinct.cast(ids.dtype).to_physical().to_numpy()
+    number = np.empty(int(max(codes.max(initial=0), wanted.max(initial=0))) + 1, dtype=np.int32)
+    number[wanted] = np.arange(len(wanted), dtype=np.int32)
+    return distinct, number[codes]
 
 
 def write_tables(
@@ -129,8 +138,14 @@ def write_tables(
         "num_users": len(users),
         "num_items": len(items),
         "num_interactions": len(interactions),
-        "num_pairs": interactions.select("user_index", "item_index").n_unique(),
+        "num_pairs": _num_pairs(interactions, len(items)),
         "num_train": per_split.get(SPLIT_TRAIN, 0),
         "num_valid": per_split.get(SPLIT_VALID, 0),
         "num_test": per_split.get(SPLIT_TEST, 0),
     }
+
+
+def _num_pairs(interactions: pl.DataFrame, num_items: int) -> int:
+    pair = interactions["user_index"].to_numpy().astype(np.int64) * num_items
+    pair += interactions["item_index"].to_numpy()
+    return len(distinct_sorted(pair))

@@ -39,8 +39,8 @@ def clean_events(
         texts: text columns of the events to keep.
 
     Returns:
-        Frame with `user_id`, `item_id`, `timestamp`, `split` where the source fixes one, and `texts`, in
-        source order; and the number of dropped events by reason.
+        Frame with `user_id` and `item_id` (Categorical), `timestamp`, `split` where the source fixes one, and
+        `texts`, in source order; and the number of dropped events by reason.
 
     Raises:
         DataError: a named column is missing, a time cannot be parsed, or the source cannot be read.
@@ -67,7 +67,9 @@ def clean_events(
     item_id = pl.col("item_id").str.to_uppercase() if uppercase_items else pl.col("item_id")
     reason = pl.coalesce(*(pl.when(broken).then(pl.lit(name)) for name, broken in rules.items()))
     marked = events.with_columns(item_id, reason.alias("_reason"))
-    kept_columns = ["user_id", "item_id", "timestamp", *(["split"] if "split" in names else []), *texts]
+    # A number for every id from here on: a log of a hundred million events fits in memory, its ids do not.
+    ids = [pl.col(name).cast(pl.Categorical(pl.Categories.random())) for name in ("user_id", "item_id")]
+    kept_columns = [*ids, "timestamp", *(["split"] if "split" in names else []), *texts]
     with reading(path):
         counts, kept, bad = pl.collect_all(
             [
@@ -76,7 +78,8 @@ def clean_events(
                 marked.filter(pl.col("_reason") == _BAD_TIME).select(
                     *(["timestamp_source"] if "timestamp_source" in names else [])
                 ).head(1),
-            ]
+            ],
+            engine="streaming",
         )  # fmt: skip
     dropped = {name: count for name, count in counts.iter_rows() if name is not None}
     if _BAD_TIME in dropped:
@@ -123,14 +126,29 @@ def drop_repeats(events: pl.DataFrame, *, first_only: bool = False) -> tuple[pl.
     Returns:
         The kept events in order, and the number dropped.
     """
-    if first_only:
-        ordered = events.sort("timestamp", maintain_order=True)
-        distinct = ordered.unique(["user_id", "item_id"], keep="first", maintain_order=True)
-        return distinct, len(events) - len(distinct)
-    if events["timestamp"].null_count() == len(events):
+    if not first_only and events["timestamp"].null_count() == len(events):
         return events, 0
-    distinct = events.unique(["user_id", "item_id", "timestamp"], keep="first", maintain_order=True)
+    user, item = id_codes(events["user_id"]), id_codes(events["item_id"])
+    pair = user * (int(item.max(initial=0)) + 1) + item
+    time = events["timestamp"].fill_null(0).to_numpy()
+    order = np.lexsort((time, pair))  # stable: of equal ones, the first in the source
+    del user, item
+    again = np.diff(pair[order], prepend=-1) == 0
+    if not first_only:
+        again &= np.diff(time[order], prepend=time[order[:1]] - 1) == 0
+    kept = np.ones(len(events), dtype=bool)
+    kept[order[again]] = False
+    distinct = events.filter(kept)
+    if first_only:
+        distinct = distinct.sort("timestamp", maintain_order=True)
     return distinct, len(events) - len(distinct)
+
+
+def id_codes(ids: pl.Series) -> NDArray[np.int64]:
+    """Numbers from 0 on that are equal where ids are; int64 `[num_events]`."""
+    if not isinstance(ids.dtype, pl.Categorical):
+        ids = ids.cast(pl.Categorical(pl.Categories.random()))
+    return ids.to_physical().to_numpy().astype(np.int64)
 
 
 def slice_users(events: pl.DataFrame, num_users: int) -> tuple[pl.DataFrame, int]:
@@ -143,9 +161,9 @@ def slice_users(events: pl.DataFrame, num_users: int) -> tuple[pl.DataFrame, int
     Returns:
         The kept events in order, and the number dropped.
     """
-    users = events["user_id"].unique().sort()
-    chosen = np.random.default_rng(0).permutation(len(users))[:num_users]
-    kept = events.filter(pl.col("user_id").is_in(users[np.sort(chosen)].implode()))
+    users = events["user_id"].unique().cast(pl.String).sort()
+    chosen = users[np.sort(np.random.default_rng(0).permutation(len(users))[:num_users])]
+    kept = events.filter(pl.col("user_id").is_in(chosen.cast(events["user_id"].dtype).implode()))
     return kept, len(events) - len(kept)
 
 
@@ -168,7 +186,9 @@ def most_frequent_texts(events: pl.DataFrame, columns: Sequence[str]) -> tuple[p
         `item_id` in order of first appearance with, per column, its most frequent text (the first of equals);
         and the number of items that had several texts in some column.
     """
-    texts = events.select("item_id", *(id_text(column).alias(column) for column in columns))
+    texts = events.select(
+        pl.col("item_id").cast(pl.String), *(id_text(column).alias(column) for column in columns)
+    )
     grouped = texts.group_by("item_id", maintain_order=True)
     values = [pl.col(column).drop_nulls() for column in columns]
     table = grouped.agg(value.mode(maintain_order=True).first() for value in values)
@@ -176,6 +196,12 @@ def most_frequent_texts(events: pl.DataFrame, columns: Sequence[str]) -> tuple[p
         return table, 0
     several = grouped.agg(value.n_unique() > 1 for value in values)
     return table, int(several.select(pl.any_horizontal(columns).sum()).item())
+
+
+def distinct_sorted(values: NDArray[np.int64]) -> NDArray[np.int64]:
+    """As `numpy.unique`, by sorting (in place), which takes a tenth of the time where most values are distinct."""
+    values.sort()
+    return values[np.diff(values, prepend=values[:1] - 1) > 0]
 
 
 def k_core(user_index: NDArray[np.int64], item_index: NDArray[np.int64], k: int) -> NDArray[np.bool_]:
@@ -194,11 +220,13 @@ def k_core(user_index: NDArray[np.int64], item_index: NDArray[np.int64], k: int)
     if k <= 1 or len(user_index) == 0:
         return np.ones(len(user_index), dtype=bool)
     num_items = int(item_index.max()) + 1
-    pairs = np.unique(user_index * num_items + item_index)
-    users, items = pairs // num_items, pairs % num_items
-    while len(users) > 0:
-        kept = (np.bincount(users)[users] >= k) & (np.bincount(items)[items] >= k)
-        if kept.all():
-            break
+    pairs = distinct_sorted(user_index * num_items + item_index)
+    users, items = (pairs // num_items).astype(np.int32), (pairs % num_items).astype(np.int32)
+    del pairs
+    enough_users, enough_items = np.bincount(users) >= k, np.bincount(items, minlength=num_items) >= k
+    while not (kept := enough_users[users] & enough_items[items]).all():
         users, items = users[kept], items[kept]
-    return np.isin(user_index * num_items + item_index, users * num_items + items)
+        enough_users = np.bincount(users, minlength=len(enough_users)) >= k
+        enough_items = np.bincount(items, minlength=num_items) >= k
+    core: NDArray[np.bool_] = enough_users[user_index] & enough_items[item_index]
+    return core

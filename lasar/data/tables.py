@@ -68,7 +68,7 @@ def scan_table(
     """Scan a table, choosing the format by the file's suffix (`.gz` is looked through).
 
     Args:
-        path: a CSV, TSV, Parquet or JSON-lines file.
+        path: a CSV, TSV, Parquet or JSON-lines file, or a folder of Parquet files, read in the order of their names.
         encoding: encoding of a CSV or TSV file.
         separator: CSV column separator; None chooses by the suffix.
         quote: CSV quote character; None takes quotes as text.
@@ -79,6 +79,10 @@ def scan_table(
     """
     suffix = plain_suffix(path)
     with reading(path):
+        if path.is_dir() and (parts := sorted(path.glob("*.parquet"))):
+            frame = pl.scan_parquet(parts)
+            frame.collect_schema()
+            return frame
         if not path.is_file():
             raise FileNotFoundError
         if suffix in _PARQUET_SUFFIXES:
