@@ -2,7 +2,7 @@
 
 Users come back at random, items are popular by a power law and lie on a line; a user likes what is near his place on
 it. Parts follow in time, as a log's do, and are written as they are made: memory does not depend on how many there are.
-Beside them items.parquet with titles, and vectors.npy, one vector for each item.
+Beside them items.parquet with titles, and vectors.parquet, one vector for each item.
 
 Usage: python examples/make_large_data.py OUT [--items 1000000] [--users 5000000] [--events 100000000]
 """
@@ -59,7 +59,8 @@ def main() -> None:
     frequencies = rng.normal(0.0, 30.0, WIDTH // 2)
     angles = number[:, None] / options.items * frequencies * 2 * np.pi
     vectors = np.concatenate([np.cos(angles), np.sin(angles)], axis=1)
-    np.save(options.out / "vectors.npy", (vectors + rng.normal(0.0, 0.2, vectors.shape)).astype(np.float32))
+    vectors = (vectors + rng.normal(0.0, 0.2, vectors.shape)).astype(np.float32)
+    pl.DataFrame({"item_id": "i" + ids, "vector": vectors}).write_parquet(options.out / "vectors.parquet")
     sizes = [min(PART, options.events - start) for start in range(0, options.events, PART)]
     for place, events in enumerate(sizes):
         part(

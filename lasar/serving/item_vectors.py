@@ -84,9 +84,9 @@ class TextVectors:
         """
         manifest = read_manifest(self._run / "embed")
         config, summary = manifest["config"], read_json(self._run / "embed" / "summary.json")
-        if config["kind"] == "collaborative":
+        if config["kind"] in ("collaborative", "given"):
             raise DataError(
-                "embed.kind=collaborative: this run's vectors hold no text, so a new item has none; "
+                f"embed.kind={config['kind']}: this run's vectors hold no text, so a new item has none; "
                 "train with embed.kind=fused or text"
             )
         if config["normalise"] != "l2":

@@ -15,6 +15,7 @@ from rich.table import Table
 from lasar.artifacts import StageContext, read_json, write_json
 from lasar.config import StageConfig
 from lasar.errors import ConfigError, DataError
+from lasar.sid.given import given_vectors
 from lasar.sid.text_encoder import DEFAULT_TEXT_MODEL, local_model_folder, sharded_encoder
 
 EMBEDDINGS_FILE = "embeddings.safetensors"
@@ -24,8 +25,10 @@ EMBEDDINGS_FILE = "embeddings.safetensors"
 class Config(StageConfig):
     """Fields of the recipe section `embed`."""
 
-    kind: Literal["text", "collaborative", "fused"] = "fused"
-    """Vectors from item text, from co-occurrence in training histories, or from both side by side."""
+    kind: Literal["text", "collaborative", "fused", "given"] = "fused"
+    """Vectors from item text, from co-occurrence in training histories, from both side by side, or from a file."""
+    vectors: str | None = None
+    """`given`: Parquet with `item_id` and `vector` (a list of numbers), a row for every item at least."""
     text_model: str = DEFAULT_TEXT_MODEL
     """sentence-transformers model: a local folder or a hub id. `lasar data get all-minilm-l6-v2` fetches the
     default; `ngrams` needs none, and sees shared words only."""
@@ -56,6 +59,11 @@ def inputs(config: Config) -> tuple[str, ...]:
 def sources(config: Config) -> tuple[Path, ...]:
     """The text model's folder, when it is local and used."""
     _check(config)
+    if config.kind == "given":
+        path = Path(config.vectors or "")
+        if not path.is_file():
+            raise DataError(f"embed.vectors: {config.vectors}: no such file")
+        return (path,)
     folder = None if config.kind == "collaborative" else local_model_folder(config.text_model)
     return () if folder is None else (folder,)
 
@@ -64,17 +72,21 @@ def run(config: Config, context: StageContext) -> None:
     """Compute, scale and join the vectors; write them with a summary of what was missing."""
     from safetensors.numpy import save_file
 
+    from lasar.data.interactions import ItemTable
     from lasar.sid.fusion import concatenate, normalise
 
     _check(config)
     prepared = context.inputs["prepare"]
     parts: list[tuple[float, NDArray[np.float32]]] = []
     summary: dict[str, object] = {"kind": config.kind}
-    if config.kind != "collaborative":
+    if config.kind == "given":
+        given = given_vectors(Path(config.vectors or ""), ItemTable.load(prepared).item_ids)
+        parts.append((1.0, normalise(given, np.ones(len(given), dtype=bool), how=config.normalise)))
+    if config.kind in ("text", "fused"):
         text_vectors, has_text = _text_part(config, prepared, context.scratch)
         parts.append((config.text_weight, normalise(text_vectors, has_text, how=config.normalise)))
         summary |= {"text_width": text_vectors.shape[1], "items_without_text": int((~has_text).sum())}
-    if config.kind != "text":
+    if config.kind in ("collaborative", "fused"):
         vectors, has_company = _collaborative_part(config, prepared)
         scaled = normalise(vectors, has_company, how=config.normalise)
         # No co-occurrence is not an average taste: such items sit at the origin, told apart by their text.
@@ -102,6 +114,10 @@ def _check(config: Config) -> None:
     for field in ("max_tokens", "batch_size", "shard_size", "collaborative_width"):
         if getattr(config, field) < 1:
             raise ConfigError(f"embed.{field}: must be at least 1, got {getattr(config, field)}")
+    if (config.kind == "given") != (config.vectors is not None):
+        raise ConfigError(
+            "embed.vectors: is the file of kind=given, and of no other kind; set both or neither"
+        )
     if config.window < 0:
         raise ConfigError(f"embed.window: must not be negative, got {config.window}")
     weights = (config.text_weight, config.collaborative_weight)

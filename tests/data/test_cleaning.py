@@ -95,6 +95,30 @@ def test_a_repeat_within_a_basket_goes_and_a_later_one_stays():
     assert drop_repeats(timeless) == (timeless, 0)
 
 
+@given(
+    st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("xyz"), st.integers(0, 3)), max_size=40),
+    st.booleans(),
+    st.booleans(),
+)
+def test_repeats_agree_with_a_plain_count(rows, first_only, numbered):
+    frame = pl.DataFrame(
+        [(*row, place) for place, row in enumerate(rows)], orient="row",
+        schema={"user_id": pl.String, "item_id": pl.String, "timestamp": pl.Int64, "place": pl.Int64},
+    )  # fmt: skip
+    if numbered:  # as cleaning leaves them
+        frame = frame.cast({name: pl.Categorical(pl.Categories.random()) for name in ("user_id", "item_id")})
+    kept, dropped = drop_repeats(frame, first_only=first_only)
+    in_time = sorted(enumerate(rows), key=lambda row: row[1][2]) if first_only else list(enumerate(rows))
+    expected, met = [], set()
+    for place, (user, item, time) in in_time:
+        key = (user, item) if first_only else (user, item, time)
+        if key not in met:
+            expected.append(place)
+            met.add(key)
+    assert kept["place"].to_list() == expected
+    assert dropped == len(rows) - len(expected)
+
+
 def test_the_most_frequent_text_of_an_item_counts():
     frame = pl.DataFrame(
         {

@@ -36,6 +36,16 @@ def test_parquet(tmp_path):
     assert scan_table(tmp_path / "e.parquet").collect().to_dict(as_series=False) == ROWS
 
 
+def test_a_folder_of_parquet_parts_is_one_table_in_the_order_of_their_names(tmp_path):
+    frame = pl.DataFrame(ROWS)
+    frame[1:].write_parquet(tmp_path / "part-00001.parquet")
+    frame[:1].write_parquet(tmp_path / "part-00000.parquet")
+    assert scan_table(tmp_path).collect().to_dict(as_series=False) == ROWS
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="is a folder; this reader needs a file"):
+        scan_table(tmp_path / "empty")
+
+
 @pytest.mark.parametrize("name", ["e.csv", "e.csv.gz"])
 def test_other_encodings(tmp_path, name):
     path = write(tmp_path / name, "u;i\n007;x\nb;caf\u00e9\n".encode("latin-1"))

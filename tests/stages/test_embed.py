@@ -231,3 +231,44 @@ def test_a_broken_model_is_one_clear_error(prepared):
     (model / "model.safetensors").unlink()
     with pytest.raises(DataError, match="tiny: cannot be loaded"):
         run(prepared, kind="text", text_model=str(model))
+
+
+def write_vectors(folder, rows):
+    path = folder / "vectors.parquet"
+    pl.DataFrame(rows, schema=["item_id", "vector"], orient="row").write_parquet(path)
+    return path
+
+
+def test_given_vectors_are_put_in_the_order_of_the_catalogue(prepared, tmp_path):
+    rows = [(f"i{i}", [float(i + 1), 1.0]) for i in (*reversed(range(NUM_ITEMS)), 77)]
+    vectors, summary = run(prepared, kind="given", vectors=str(write_vectors(tmp_path, rows)))
+    expected = np.array([[i + 1, 1.0] for i in range(NUM_ITEMS)])
+    np.testing.assert_allclose(vectors, expected / np.linalg.norm(expected, axis=1, keepdims=True), rtol=1e-6)
+    assert (summary["kind"], summary["width"], vectors.dtype) == ("given", 2, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda rows: rows[:-2], "2 items have no vector, the first is 'i10'"),
+        (lambda rows: [*rows, rows[4]], "item 'i4' has more than one vector"),
+        (lambda rows: [*rows[:-1], ("i11", [1.0])], "not equally long; the shortest is that of item 'i11'"),
+        (lambda rows: [*rows[:-1], ("i11", [1.0, float("nan")])], "item 'i11' holds something that is not"),
+    ],
+)
+def test_given_vectors_that_will_not_do_are_named(prepared, tmp_path, change, message):
+    rows = change([(f"i{i}", [float(i), 1.0]) for i in range(NUM_ITEMS)])
+    with pytest.raises(DataError, match=message):
+        run(prepared, kind="given", vectors=str(write_vectors(tmp_path, rows)))
+
+
+def test_given_vectors_need_their_file_and_columns(prepared, tmp_path):
+    for values in ({"kind": "given"}, {"kind": "text", "vectors": "v.parquet"}):
+        with pytest.raises(ConfigError, match="set both or neither"):
+            run(prepared, **values)
+    config = parse_section(embed.Config, {"kind": "given", "vectors": "nowhere.parquet"}, where="embed")
+    with pytest.raises(DataError, match=r"nowhere\.parquet: no such file"):
+        embed.sources(config)
+    pl.DataFrame({"item_id": ["i1"], "vectors": [[1.0]]}).write_parquet(tmp_path / "v.parquet")
+    with pytest.raises(DataError, match="no column 'vector'; it has 'item_id', 'vectors'"):
+        run(prepared, kind="given", vectors=str(tmp_path / "v.parquet"))
