@@ -15,6 +15,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 DEMO_USER ?= 12347
 PYTEST_FLAGS ?= -q
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 STUDY ?= recipes/study/beauty_main.yaml
 
 .PHONY: help demo test cluster check bench docs results study mini clean
@@ -35,11 +36,11 @@ demo: $(VENV)/.installed ## train on a real shop's orders and print recommendati
 
 test: $(VENV)/.installed-dev ## run the tests
 	@echo "tests: running"
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_FLAGS)
+	@OMP_NUM_THREADS=1 $(PYTEST) $(PYTEST_FLAGS)
 
 cluster: $(VENV)/.installed-ray ## run the tests that need Ray (a download of its own)
 	@echo "tests: scoring and serving in a Ray of this machine"
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow tests/cluster
+	@OMP_NUM_THREADS=1 $(PYTEST) -q -m slow tests/cluster
 
 check: $(VENV)/.installed-dev ## format, lint, types
 	@echo "check: format, lint, types"

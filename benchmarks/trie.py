@@ -1,15 +1,17 @@
 """The trie of a catalogue of a million items, and what it costs and guarantees in a search.
 
-Three lines:
+Lines, those that a trained model says something about with `--run`:
 
 - `build`: seconds of CPU and bytes for one million random semantic IDs (4 levels of 256), against the dictionary of
   prefixes with which `prefix_allowed_tokens_fn` is usually written, over the same items. `parity`: both know the same
   children of every prefix that is asked for.
 - `valid`: a million recommendations of a trained run, every request's history left out and others denied at random;
   `invalid`, `repeated` and `forbidden` count what must not be there, `short` what is missing.
+- `size`: the same model (500k, random weights, codes alone) on a million items and on 12,101, a request alone and a
+  batch of 8, in turns: how many times as long it takes on the large catalogue. Needs no run.
 - `share`: what finding the children of all beams takes of a request (batch 8), in CPU time.
 
-Usage: python benchmarks/trie.py --run runs/beauty [--items 1000000] [--recommendations 1000000]
+Usage: python benchmarks/trie.py [--run runs/beauty] [--items 1000000] [--recommendations 1000000]
 """
 
 import argparse
@@ -22,7 +24,11 @@ import numpy as np
 import torch
 
 from lasar.data.interactions import SPLIT_TEST, Interactions
+from lasar.decoding.ranker import Ranker
 from lasar.decoding.trie import Trie
+from lasar.model.backbone import build_preset
+from lasar.model.reasoner import without_reasoning
+from lasar.prompts.vocabulary import Vocabulary
 from lasar.recommender import Recommender
 
 BEAM, LEVELS, CODES = 50, 4, 256
@@ -98,6 +104,35 @@ def valid_line(recommender: Recommender, histories: list[np.ndarray], count: int
     }
 
 
+def size_line(num_items: int, *, few: int = 12_101, rounds: int = 40) -> Line:
+    """One model, two catalogues, in turns."""
+    vocabulary = Vocabulary(num_levels=LEVELS, codebook_size=CODES)
+    model = without_reasoning(
+        build_preset("500k", vocabulary=vocabulary, seed=0).eval(), vocabulary=vocabulary
+    )
+    rng = np.random.default_rng(2)
+    drawn = np.unique(rng.integers(0, CODES, size=(num_items * 21 // 20, LEVELS), dtype=np.int32), axis=0)
+    codes_IL = rng.permutation(drawn)[:num_items]
+    rankers = {"many": Ranker(model, codes_IL=codes_IL), "few": Ranker(model, codes_IL=codes_IL[:few])}
+    times: dict[tuple[str, int], list[float]] = {(name, batch): [] for name in rankers for batch in (1, 8)}
+    for number in range(rounds + 3):
+        histories = [rng.integers(few, size=20).astype(np.int32) for _ in range(8)]
+        baskets = [np.arange(20, dtype=np.int32)] * 8
+        for (name, batch), taken in times.items():
+            began = time.process_time()
+            with torch.inference_mode():
+                rankers[name].rank(histories[:batch], baskets[:batch], k=BEAM, beam_width=BEAM)
+            if number >= 3:
+                taken.append((time.process_time() - began) / batch * 1e3)
+    medians = {at: statistics.median(taken) for at, taken in times.items()}
+    ratios = {batch: medians["many", batch] / medians["few", batch] for batch in (1, 8)}
+    return {
+        "part": "size", "ratio": round(max(ratios.values()), 2), "baseline": f"{few:,} items", "parity": True,
+        "items": len(codes_IL), "ratio_alone": round(ratios[1], 2), "ratio_batch_of_8": round(ratios[8], 2),
+        "ms_alone": round(medians["many", 1], 2), "ms_each_of_8": round(medians["many", 8], 2),
+    }  # fmt: skip
+
+
 def share_line(recommender: Recommender, histories: list[np.ndarray], *, rounds: int = 30) -> Line:
     """CPU time inside `Trie.children` and of the whole request."""
     ranker = recommender.ranker
@@ -131,19 +166,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--run", required=True, help="a run folder with a trained model")
+    parser.add_argument("--run", help="a run folder with a trained model")
     parser.add_argument("--items", type=int, default=1_000_000)
     parser.add_argument("--recommendations", type=int, default=1_000_000)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    recommender = Recommender.load(arguments.run, device="cpu")
-    histories = list(Interactions.load(Path(arguments.run) / "prepare").cases(SPLIT_TEST).histories)
-    for line in (
-        build_line(arguments.items),
-        valid_line(recommender, histories, arguments.recommendations),
-        share_line(recommender, histories),
-    ):
+
+    def say(line: Line) -> None:
         print(json.dumps({"benchmark": "trie", **line, "threads": 1}), flush=True)
+
+    say(build_line(arguments.items))
+    say(size_line(arguments.items))
+    if arguments.run:
+        recommender = Recommender.load(arguments.run, device="cpu")
+        histories = list(Interactions.load(Path(arguments.run) / "prepare").cases(SPLIT_TEST).histories)
+        say(valid_line(recommender, histories, arguments.recommendations))
+        say(share_line(recommender, histories))
 
 
 if __name__ == "__main__":

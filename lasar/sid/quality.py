@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from lasar.sid.kmeans import squared_distances
 
 _MAX_QUERIES = 4000
-_QUERY_CHUNK = 512
+_QUERY_CHUNK, _CHUNK_DISTANCES = 512, 1 << 26  # at most, of either
 
 
 def code_quality(
@@ -74,11 +74,14 @@ def nearest_items(
         queries = np.sort(rng.choice(num_items, size=_MAX_QUERIES, replace=False))
     num_kept = min(num_neighbours, num_items - 1)
     found = [np.zeros((0, num_kept), dtype=np.int64)]
-    for begin in range(0, len(queries), _QUERY_CHUNK):
-        rows = queries[begin : begin + _QUERY_CHUNK]
+    chunk = max(1, min(_QUERY_CHUNK, _CHUNK_DISTANCES // num_items))
+    for begin in range(0, len(queries), chunk):
+        rows = queries[begin : begin + chunk]
         distances = squared_distances(item_embeddings_IE[rows], item_embeddings_IE)
         distances[np.arange(len(rows)), rows] = np.inf
-        found.append(np.argsort(distances, axis=1, kind="stable")[:, :num_kept])
+        near = np.sort(np.argpartition(distances, num_kept - 1, axis=1)[:, :num_kept], axis=1)
+        order = np.argsort(np.take_along_axis(distances, near, axis=1), axis=1, kind="stable")
+        found.append(np.take_along_axis(near, order, axis=1))
     return np.concatenate(found), queries
 
 
