@@ -2,6 +2,8 @@
 
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -48,3 +50,28 @@ def shared_data() -> Path:
     if not Path(folder).is_dir():
         pytest.skip(f"needs real data: LASAR_DATA={folder} is not a folder")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def mini_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run folder of the made-up shop with a tiny model of one epoch, for whoever needs users to score."""
+    from typer.testing import CliRunner
+
+    from lasar.cli import app
+
+    folder = tmp_path_factory.mktemp("mini")
+    script = Path(__file__).parents[1] / "examples" / "make_mini_data.py"
+    subprocess.run([sys.executable, str(script), str(folder)], check=True, capture_output=True)
+    (folder / "recipe.yaml").write_text(
+        f"""
+run_dir: {folder / "run"}
+stages: [prepare, embed, quantize, sft]
+prepare: {{dataset: mini, split: last_basket, source: {folder / "events.csv"}, items: {folder / "items.csv"}}}
+embed: {{kind: collaborative, collaborative_width: 8}}
+quantize: {{num_levels: 2, codebook_size: 16}}
+sft: {{backbone: tiny, epochs: 1, batch_tokens: 1024, max_history: 20, precision: fp32}}
+"""
+    )
+    done = CliRunner().invoke(app, ["run", str(folder / "recipe.yaml")])
+    assert done.exit_code == 0, done.output
+    return folder / "run"

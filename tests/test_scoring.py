@@ -20,33 +20,12 @@ from lasar.errors import ArtifactError, ConfigError, DataError
 from lasar.recommender import Recommender
 from lasar.scoring import PLAN, SUMMARY, Scoring, read_scores, score_users
 
-ROOT = Path(__file__).parents[1]
 ASKED = Scoring(k=5, beam_width=10, exclude_seen=True, part_users=40)
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("scored")
-    script = ROOT / "examples" / "make_mini_data.py"
-    subprocess.run([sys.executable, str(script), str(folder / "mini")], check=True, capture_output=True)
-    recipe = folder / "recipe.yaml"
-    recipe.write_text(
-        f"""
-run_dir: {folder / "run"}
-stages: [prepare, embed, quantize, sft]
-prepare:
-  dataset: mini
-  split: last_basket
-  source: {folder / "mini" / "events.csv"}
-  items: {folder / "mini" / "items.csv"}
-embed: {{kind: collaborative, collaborative_width: 8}}
-quantize: {{num_levels: 2, codebook_size: 16}}
-sft: {{backbone: tiny, epochs: 1, batch_tokens: 1024, max_history: 20, precision: fp32}}
-"""
-    )
-    done = CliRunner().invoke(app, ["run", str(recipe)])
-    assert done.exit_code == 0, done.output
-    return folder / "run"
+def run(mini_run: Path) -> Path:
+    return mini_run
 
 
 @pytest.fixture(scope="module")

@@ -131,7 +131,7 @@ def _copy_text_model(run: Path, target: Path) -> bool:
         folder = exported if exported.is_dir() else local_model_folder(config["text_model"])
     except DataError:
         return False
-    if config["kind"] == "collaborative" or folder is None:
+    if config["kind"] in ("collaborative", "given") or folder is None:
         return False
     shutil.copytree(folder, target, ignore=shutil.ignore_patterns("*.bin", "*.pt", "*.pkl", "*.h5", ".git*"))
     return True
