@@ -43,21 +43,19 @@ def save_checkpoint(folder: Path, *, tensors: dict[str, Tensor], facts: dict[str
     )
     write_json(partial / "facts.json", facts)
     retired = folder.with_name(folder.name + ".retired")
-    shutil.rmtree(retired, ignore_errors=True)
-    if folder.exists():
+    if folder.exists():  # else what a kill between two renames retired is the latest one
+        shutil.rmtree(retired, ignore_errors=True)
         folder.rename(retired)
     partial.rename(folder)
     shutil.rmtree(retired, ignore_errors=True)
 
 
 def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """Read the latest complete checkpoint, or None if there is none."""
-    retired = folder.with_name(folder.name + ".retired")
-    if not folder.exists() and retired.exists():
-        retired.rename(folder)
-    if not folder.exists():
-        return None
-    return load_file(folder / "state.safetensors"), read_json(folder / "facts.json")
+    """Read the latest complete checkpoint, or None if there is none; moves nothing, several processes may read."""
+    for latest in (folder, folder.with_name(folder.name + ".retired")):
+        if latest.exists():
+            return load_file(latest / "state.safetensors"), read_json(latest / "facts.json")
+    return None
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -53,7 +53,10 @@ def command(shop: Path, run: str, *, processes: int, extra: tuple[str, ...] = ()
 
 def go(words: list[str], *, check: bool = True) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(words, capture_output=True, text=True, timeout=280, env=env, check=check)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=280, env=env)
+    if check and done.returncode:
+        pytest.fail(f"{' '.join(words[-4:])}\n{done.stdout[-2000:]}\n{done.stderr[-6000:]}")
+    return done
 
 
 @pytest.fixture(scope="module")
