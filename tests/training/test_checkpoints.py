@@ -9,7 +9,7 @@ import torch
 from lasar.training.checkpoints import load_checkpoint, save_checkpoint
 
 
-class Killed(Exception):
+class KilledError(Exception):
     pass
 
 
@@ -41,7 +41,7 @@ def test_a_kill_between_any_two_steps_leaves_the_old_or_the_new_one(tmp_path, mo
                 nonlocal steps
                 steps += 1
                 if steps >= after:
-                    raise Killed
+                    raise KilledError
                 return original(*arguments, **options)
 
             return step
@@ -52,7 +52,7 @@ def test_a_kill_between_any_two_steps_leaves_the_old_or_the_new_one(tmp_path, mo
             patched.setattr(shutil, "rmtree", counted(shutil.rmtree))
             try:
                 save(folder, number)
-            except Killed:
+            except KilledError:
                 assert number_in(folder) in (at_least, number)
             else:
                 assert number_in(folder) == number
