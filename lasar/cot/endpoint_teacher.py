@@ -9,8 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from lasar.cot.answer_store import Answer, AnswerStore, answer_key
 from lasar.cot.chat import Chat, Endpoint
 from lasar.cot.rationale import Intent, Rationale
@@ -60,8 +58,6 @@ class EndpointTeacher:
         cache: folder of the answers.
         intent: `from_target` shows the model what was chosen next, `history_only` does not.
         max_history: newest items of a history that are shown.
-        max_rows: rows to ask about at most, chosen by `seed`; 0 asks about all.
-        seed: of that choice.
         max_tokens: longest answer.
         limit_field: name of that limit in the request; newer OpenAI models want `max_completion_tokens`.
         temperature: None leaves it to the server.
@@ -76,8 +72,6 @@ class EndpointTeacher:
         cache: Path,
         intent: Intent = "from_target",
         max_history: int = 50,
-        max_rows: int = 0,
-        seed: int = 0,
         max_tokens: int = 400,
         limit_field: LimitField = "max_tokens",
         temperature: float | None = None,
@@ -90,8 +84,6 @@ class EndpointTeacher:
         self._cache = cache
         self._intent = intent
         self._max_history = max_history
-        self._max_rows = max_rows
-        self._seed = seed
         self._sampling: dict[str, Any] = {limit_field: max_tokens}
         if temperature is not None:
             self._sampling["temperature"] = temperature
@@ -111,8 +103,8 @@ class EndpointTeacher:
         rationales = [Rationale("", "over_budget")] * len(rows)
         requests: dict[str, dict[str, Any]] = {}
         rows_of: dict[str, list[int]] = {}
-        for number in self._chosen(len(rows)):
-            request = self.request(rows[number])
+        for number, row in enumerate(rows):
+            request = self.request(row)
             key = answer_key(request)
             requests[key] = request
             rows_of.setdefault(key, []).append(number)
@@ -178,9 +170,3 @@ class EndpointTeacher:
             "prompt_tokens": result.prompt_tokens, "completion_tokens": result.completion_tokens
         }  # fmt: skip
         return Rationale(text if outcome == "ok" else "", outcome, **tokens)
-
-    def _chosen(self, num_rows: int) -> list[int]:
-        if not 0 < self._max_rows < num_rows:
-            return list(range(num_rows))
-        chosen = np.random.default_rng(self._seed).choice(num_rows, size=self._max_rows, replace=False)
-        return [int(number) for number in np.sort(chosen)]

@@ -7,6 +7,8 @@ A teacher may look at a row's targets: it writes for training rows only, and not
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+import numpy as np
+
 from lasar.cot.catalogue_teacher import CatalogueTeacher
 from lasar.cot.endpoint_teacher import EndpointTeacher
 from lasar.cot.rationale import Rationale
@@ -25,3 +27,18 @@ class Teacher(Protocol):
 
 
 TEACHERS: dict[str, Callable[..., Teacher]] = {"catalogue": CatalogueTeacher, "endpoint": EndpointTeacher}
+
+
+def write_some(teacher: Teacher, rows: Sequence[TrainingRow], *, max_rows: int, seed: int) -> list[Rationale]:
+    """One rationale per row, of which at most `max_rows` (0: all), drawn by the seed, are asked for.
+
+    The others are `over_budget`. Which rows are drawn depends on their number alone, so teachers can be compared on the
+    same rows.
+    """
+    if not 0 < max_rows < len(rows):
+        return teacher.write(rows)
+    drawn = np.sort(np.random.default_rng(seed).choice(len(rows), size=max_rows, replace=False)).tolist()
+    rationales = [Rationale("", "over_budget")] * len(rows)
+    for number, rationale in zip(drawn, teacher.write([rows[number] for number in drawn]), strict=True):
+        rationales[number] = rationale
+    return rationales

@@ -86,7 +86,7 @@ class Config(StageConfig):
     max_history: Annotated[int, pydantic.Field(ge=1)] = 50
     """Newest items of a history that the teacher sees."""
     max_rows: Annotated[int, pydantic.Field(ge=0)] = 0
-    """`endpoint`: rows to ask about at most, chosen by the seed; the others are `over_budget`. 0 asks about all."""
+    """Rows to ask about at most, drawn by the seed, the same for all teachers; the others are `over_budget`. 0: all."""
     catalogue: Catalogue = field(default_factory=Catalogue)
     """The teacher that needs no model."""
     endpoint: EndpointSection = field(default_factory=EndpointSection)
@@ -121,13 +121,14 @@ def run(config: Config, context: StageContext) -> None:
 
     from lasar.cot.rationale_summary import examples, summarise
     from lasar.cot.rows import training_rows
+    from lasar.cot.teachers import write_some
     from lasar.data.interactions import Interactions, ItemTable
 
     prepared = context.inputs["prepare"]
     interactions = Interactions.load(prepared)
     rows = training_rows(interactions)
     teacher = _teacher(config, context, interactions, has_orders=any(len(row.targets) > 1 for row in rows))
-    rationales = teacher.write(rows)
+    rationales = write_some(teacher, rows, max_rows=config.max_rows, seed=context.seed)
     summary = summarise(rationales)
     if not summary["outcomes"]["ok"]:
         counts = ", ".join(f"{name} {count:,}" for name, count in summary["outcomes"].items() if count)
@@ -202,6 +203,6 @@ def _teacher(
     )
     cache = Path(section.cache).expanduser() if section.cache else context.scratch / "answers"
     return TEACHERS["endpoint"](
-        items=table, endpoint=endpoint, cache=cache, max_rows=config.max_rows, seed=context.seed,
-        max_tokens=section.max_tokens, limit_field=section.limit_field, temperature=section.temperature, **shared,
+        items=table, endpoint=endpoint, cache=cache, max_tokens=section.max_tokens,
+        limit_field=section.limit_field, temperature=section.temperature, **shared,
     )  # fmt: skip

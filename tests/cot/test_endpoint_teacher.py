@@ -270,17 +270,6 @@ def test_the_budget_is_a_cap_and_a_rerun_says_no_to_the_same_rows(server, tmp_pa
     assert len(server.asked) == asked
 
 
-def test_max_rows_are_chosen_by_the_seed(server, tmp_path):
-    chosen = [
-        [n for n, outcome in enumerate(outcomes(teacher(server, tmp_path, max_rows=4, seed=seed).write(rows(10))))
-         if outcome == "ok"]
-        for seed in (0, 0, 1)
-    ]  # fmt: skip
-    assert [len(numbers) for numbers in chosen] == [4, 4, 4]
-    assert chosen[0] == chosen[1] != chosen[2]
-    assert outcomes(teacher(server, tmp_path, max_rows=99).write(rows(10))) == ["ok"] * 10
-
-
 @pytest.mark.parametrize(
     ("status", "key", "expected"),
     [

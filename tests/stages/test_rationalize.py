@@ -133,7 +133,7 @@ def endpoint(**values):
 
 def test_outcomes_of_a_language_model_are_counted(sequence_run, fake, monkeypatch):
     monkeypatch.setenv("MY_KEY", "sk-secret")
-    table, summary = run(sequence_run, **endpoint(api_key_variable="MY_KEY", token_budget=7), max_rows=5)
+    table, summary = run(sequence_run, **endpoint(api_key_variable="MY_KEY", token_budget=7))
     assert summary["teacher"] == "endpoint:fake"
     assert summary["outcomes"] == {o: table["outcome"].to_list().count(o) for o in OUTCOMES}
     assert summary["completion_tokens"] == 2 * summary["outcomes"]["ok"]
@@ -142,10 +142,20 @@ def test_outcomes_of_a_language_model_are_counted(sequence_run, fake, monkeypatc
     assert (table["text"] != "").to_list() == (table["outcome"] == "ok").to_list()
     assert fake.arguments["endpoint"].api_key == "sk-secret"
     assert fake.arguments["endpoint"].token_budget == 7
-    assert fake.arguments["max_rows"] == 5
     assert fake.arguments["cache"] == sequence_run / ".rationalize.scratch" / "answers"
     written = [path.read_bytes() for path in (sequence_run / "rationalize").iterdir()]
     assert not any(b"sk-secret" in content for content in written)
+
+
+def test_every_teacher_is_asked_about_the_same_rows(sequence_run, fake):
+    fake.outcomes = ("ok",)
+    asked = []
+    for teacher in (endpoint(), {}):
+        table, summary = run(sequence_run, **teacher, max_rows=5)
+        assert summary["outcomes"]["ok"] == 5
+        assert summary["outcomes"]["over_budget"] == len(table) - 5 > 0
+        asked.append((table["outcome"] == "ok").to_list())
+    assert asked[0] == asked[1]
 
 
 def test_a_cache_outlives_the_stage(sequence_run, fake, tmp_path):
