@@ -46,6 +46,7 @@ class StageContext:
         inputs: artifact folder of every upstream stage it asked for, by stage name.
         output: an empty folder; everything written here becomes the artifact.
         scratch: a folder that survives a kill; checkpoints and finished shards go here.
+        shard_layers: several processes hold parts of a trained model's layers.
     """
 
     stage: str
@@ -53,6 +54,7 @@ class StageContext:
     inputs: Mapping[str, Path]
     output: Path
     scratch: Path
+    shard_layers: bool = False
 
 
 class StageModule(Protocol):
@@ -93,8 +95,9 @@ def run_stage(name: str, module: StageModule, recipe: Recipe) -> bool:
         inputs = {upstream: recipe.run_dir / upstream for upstream in module.inputs(recipe.configs[name])}
         with tempfile.TemporaryDirectory() as unread:
             context = StageContext(
-                stage=name, seed=recipe.seed, inputs=inputs, output=Path(unread), scratch=Path(scratch)
-            )
+                stage=name, seed=recipe.seed, inputs=inputs, output=Path(unread), scratch=Path(scratch),
+                shard_layers=recipe.shard_layers,
+            )  # fmt: skip
             module.run(recipe.configs[name], context)
     tell()
     return True
@@ -120,7 +123,10 @@ def _run_stage(name: str, module: StageModule, recipe: Recipe) -> bool:
         scratch.mkdir(exist_ok=True)
         partial = run_dir / f".{name}.partial"
         partial.mkdir()
-        context = StageContext(stage=name, seed=recipe.seed, inputs=inputs, output=partial, scratch=scratch)
+        context = StageContext(
+            stage=name, seed=recipe.seed, inputs=inputs, output=partial, scratch=scratch,
+            shard_layers=recipe.shard_layers,
+        )  # fmt: skip
         try:
             started, cpu_started = time.perf_counter(), time.process_time()
             tell(str(scratch))  # the others begin

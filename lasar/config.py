@@ -1,7 +1,7 @@
 """Recipes: one YAML file per experiment, holding only differences from the defaults.
 
-A recipe has a `name`, optionally `seed` and `run_dir`, the list of `stages`, and one section per stage whose
-keys are the fields of that stage's config dataclass. Overrides are `stage.key=value`, `seed=1` or
+A recipe has a `name`, optionally `seed`, `run_dir` and `shard_layers`, the list of `stages`, and one section per
+stage whose keys are the fields of that stage's config dataclass. Overrides are `stage.key=value`, `seed=1` or
 `run_dir=PATH`. Unknown keys and wrong types are errors that name the file, the key and the nearest valid
 spelling.
 """
@@ -22,7 +22,7 @@ import yaml
 
 from lasar.errors import ConfigError, nearest
 
-TOP_LEVEL_KEYS = ("name", "seed", "run_dir", "stages")
+TOP_LEVEL_KEYS = ("name", "seed", "run_dir", "shard_layers", "stages")
 
 _MAX_SHOWN_CHARACTERS = 80
 
@@ -48,13 +48,18 @@ class StageConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A resolved experiment: what to run, where, and every value of every stage."""
+    """A resolved experiment: what to run, where, and every value of every stage.
+
+    `shard_layers`: several processes hold parts of a trained model's layers (`lasar.training.shards`). What comes out
+    is the same, so it is in no fingerprint.
+    """
 
     name: str
     seed: int
     run_dir: Path
     stages: tuple[str, ...]
     configs: Mapping[str, StageConfig]
+    shard_layers: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """The resolved recipe as plain JSON data, defaults written out."""
@@ -62,6 +67,7 @@ class Recipe:
             "name": self.name,
             "seed": self.seed,
             "run_dir": str(self.run_dir),
+            "shard_layers": self.shard_layers,
             "stages": list(self.stages),
             **{stage: config.as_dict() for stage, config in self.configs.items()},
         }
@@ -102,6 +108,7 @@ def load_recipe(
         name=name,
         seed=seed,
         run_dir=Path(run_dir).expanduser(),
+        shard_layers=_typed(values.get("shard_layers", False), bool, f"{path}: shard_layers"),
         stages=tuple(stage for stage in sections if stage in stages),
         configs={
             stage: parse_section(kind, _section(values, stage), where=f"{path}: {stage}")

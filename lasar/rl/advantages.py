@@ -25,14 +25,15 @@ def group_advantages(rewards_BG: Tensor, real_BG: Tensor, *, scale: Scale) -> tu
     Returns:
         Advantages [B, G], 0 where there is no rollout, and which groups have no signal, all rewards equal [B].
     """
+    exact_BG = rewards_BG.double()  # what is left of nearly equal rewards is divided by next to nothing
     count_B1 = real_BG.sum(1, keepdim=True).clamp(min=1)
-    mean_B1 = (rewards_BG * real_BG).sum(1, keepdim=True) / count_B1
-    centred_BG = torch.where(real_BG, rewards_BG - mean_B1, 0.0)
+    mean_B1 = (exact_BG * real_BG).sum(1, keepdim=True) / count_B1
+    centred_BG = torch.where(real_BG, exact_BG - mean_B1, 0.0)
     deviation_B1 = (centred_BG.square().sum(1, keepdim=True) / count_B1).sqrt()
     silent_B1 = deviation_B1 < _NOTHING
     if scale == "group":
         centred_BG = centred_BG / deviation_B1.clamp(min=_NOTHING)
-    return torch.where(silent_B1, 0.0, centred_BG), silent_B1[:, 0]
+    return torch.where(silent_B1, 0.0, centred_BG).to(rewards_BG.dtype), silent_B1[:, 0]
 
 
 def group_rewards(rewards_BG: Tensor, real_BG: Tensor) -> Tensor:

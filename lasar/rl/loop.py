@@ -22,22 +22,28 @@ from lasar.decoding.ranker import Ranker
 from lasar.errors import TrainingError
 from lasar.model.reasoner import LatentReasoner
 from lasar.progress import progress
-from lasar.ranks import add_up, gather_all, ranks
+from lasar.ranks import add_up, gather_all, ranks, tell
 from lasar.rl.advantages import Scale, group_advantages, group_rewards
 from lasar.rl.depth_cost import DepthCost
 from lasar.rl.guards import Bounds, broken_bound
 from lasar.rl.objective import Counts, Judged, Objective
 from lasar.rl.prompts import PromptSource
 from lasar.rl.rollouts import How, Rollouts, roll_out
-from lasar.training.checkpoints import (
-    Pace,
-    load_checkpoint,
-    optimizer_tensors,
-    restore_optimizer,
-    save_checkpoint,
-)
+from lasar.training.checkpoints import Pace, load_training, save_training
 from lasar.training.estimate import Estimate, forget_peak, peak, say, timed
-from lasar.training.fit import FitPlan, add_up_gradients, refuse_uneven, scheduled
+from lasar.training.fit import FitPlan, refuse_uneven, scheduled
+from lasar.training.shards import (
+    add_up_gradients,
+    clip_gradients,
+    copies_of,
+    copy_into,
+    gather,
+    gathered,
+    is_divided,
+    local,
+    put,
+    trained,
+)
 
 _MAX_REPLAYED = 4096  # prompts waiting to be asked again
 _FAST_STEP_S = 5.0
@@ -152,8 +158,9 @@ def train(
     refuse_uneven(plan.accumulate, description)
     reasoner = ranker.reasoner.eval()
     optimizer = _optimizer(reasoner, plan)
-    best = {name: p.detach().clone() for name, p in reasoner.named_parameters()}
-    at = _resume(checkpoint_dir, reasoner, optimizer, best) or _State(cost=cost.as_dict())
+    best = copies_of(reasoner)
+    found = load_training(checkpoint_dir, reasoner, optimizer, best=best)
+    at = _State(cost=cost.as_dict()) if found is None else _State(**found)
     cost = DepthCost(**at.cost)
     started, expected, device = time.perf_counter(), None, next(reasoner.parameters()).device
     if not at.curve:
@@ -179,13 +186,13 @@ def train(
             if at.step % plan.validate_every == 0 or last:
                 _check(at, best, reasoner, plan, validate)
             advance(note=_note(at))
-            if last or pace.due():
+            if tell(last or pace.due()) if is_divided(reasoner) else last or pace.due():
                 began = time.monotonic()
-                _save(checkpoint_dir, reasoner, optimizer, best, at)
+                save_training(checkpoint_dir, vars(at), reasoner, optimizer, best=best)
                 pace.saved(began)
     if expected is not None and at.stopped is None:
         say(expected.afterwards(description, seconds=time.perf_counter() - started, memory=peak(device)))
-    _copy_into(reasoner, best)
+    copy_into(reasoner, best)
     return RlResult(best_step=at.best_step, steps=at.step, stopped=at.stopped, curve=at.curve)
 
 
@@ -218,6 +225,7 @@ def _gather(
     again, at.waiting = _taken(at.waiting, round(plan.replay * count))
     numbers = np.concatenate([np.array(again, np.int64), source.draw(at.step, count)[: count - len(again)]])
     mine = []
+    gather(ranker.reasoner)  # until the gradients are added up
     for place, prompts in enumerate(source.render(numbers, batch_size=plan.prompts)):
         if place % ranks().size != ranks().rank:
             continue
@@ -270,20 +278,21 @@ def _improve(
     total, sums = 0.0, dict.fromkeys(("kl", "clip_share", "entropy", "terminal", "decoder_gap"), 0.0)
     device = reasoner.backbone.device.type
     for _ in range(objective.updates):
+        gather(reasoner)
         for batch in batches[ranks().rank :: ranks().size]:
             with torch.autocast(device, torch.bfloat16, enabled=plan.precision == "bf16"):
                 loss, found = objective(batch, version=at.version, counts=counts)
             loss.backward()
             total += float(loss.detach())
             sums = {name: value + found[name] for name, value in sums.items()}
-        add_up_gradients(list(reasoner.parameters()))
+        add_up_gradients(reasoner)
         if not math.isfinite(total):
             raise TrainingError(
                 f"loss is {total} at step {at.step}: reinforcement learning broke down; lower rl.learning_rate "
                 f"(now {plan.learning_rate:g})"
             )
-        for group in optimizer.param_groups:
-            torch.nn.utils.clip_grad_norm_(group["params"], plan.max_grad_norm)
+        for part in _parts(reasoner):
+            clip_gradients(part, plan.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         at.version += 1
@@ -319,15 +328,15 @@ def _check(
     validate: Callable[[], dict[str, float]],
 ) -> None:
     """Validate, and keep the weights if they are the best so far."""
-    with torch.no_grad():
+    with torch.no_grad(), gathered(reasoner):
         metrics = validate()
     at.curve[-1] |= {f"valid_{name}": value for name, value in metrics.items()}
     start = at.curve[0]["valid_ndcg@10"]
     score = metrics["ndcg@10"] - plan.step_worth * start * metrics.get("mean_depth", 0.0)
     if score > at.best_score:
         at.best_score, at.best_step = score, at.step
-        for name, parameter in reasoner.named_parameters():
-            best[name].copy_(parameter.detach())
+        for name, parameter in trained(reasoner):
+            put(best[name], parameter.detach())
 
 
 def _hits(rollouts: Rollouts) -> NDArray[np.bool_]:
@@ -343,13 +352,20 @@ def _taken(waiting: list[int], count: int) -> tuple[list[int], list[int]]:
 
 def _optimizer(reasoner: LatentReasoner, plan: RlPlan) -> torch.optim.Optimizer:
     # No weight decay: the KL to the reference says where to stay, and it is not at 0.
+    groups = []
+    for part, rate in zip(_parts(reasoner), (plan.learning_rate, plan.head_learning_rate), strict=False):
+        for divided in (False, True):  # fused steps take parts or whole weights, not both
+            kind = [parameter for parameter in part if (local(parameter) is not parameter) == divided]
+            groups += [{"params": kind, "peak": rate}] if kind else []
+    return torch.optim.AdamW(groups, lr=plan.learning_rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
+
+
+def _parts(reasoner: LatentReasoner) -> list[list[torch.nn.Parameter]]:
+    """What the Policy Head is not, and what it is, if there is one."""
     head = [] if reasoner.policy_head is None else list(reasoner.policy_head.parameters())
     inside = {id(parameter) for parameter in head}
     body = [parameter for parameter in reasoner.parameters() if id(parameter) not in inside]
-    groups = [{"params": body, "peak": plan.learning_rate}]
-    if head:
-        groups.append({"params": head, "peak": plan.head_learning_rate})
-    return torch.optim.AdamW(groups, lr=plan.learning_rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
+    return [body, head] if head else [body]
 
 
 def _note(at: _State) -> str:
@@ -358,37 +374,3 @@ def _note(at: _State) -> str:
         f"reward {record['reward']:.3f} kl {record['kl']:.4f} depth {record['mean_depth']:.2f} "
         f"best step {at.best_step}"
     )
-
-
-def _copy_into(reasoner: LatentReasoner, values: dict[str, Tensor]) -> None:
-    with torch.no_grad():
-        for name, parameter in reasoner.named_parameters():
-            parameter.copy_(values[name])
-
-
-def _save(
-    folder: Path,
-    reasoner: LatentReasoner,
-    optimizer: torch.optim.Optimizer,
-    best: dict[str, Tensor],
-    at: _State,
-) -> None:
-    if ranks().rank:
-        return
-    tensors: dict[str, Tensor] = {f"model.{name}": p for name, p in reasoner.named_parameters()}
-    tensors |= {f"best.{name}": value for name, value in best.items()}
-    save_checkpoint(folder, tensors=tensors | optimizer_tensors(optimizer), facts=vars(at))
-
-
-def _resume(
-    folder: Path, reasoner: LatentReasoner, optimizer: torch.optim.Optimizer, best: dict[str, Tensor]
-) -> _State | None:
-    loaded = load_checkpoint(folder)
-    if loaded is None:
-        return None
-    tensors, facts = loaded
-    _copy_into(reasoner, {name: tensors[f"model.{name}"] for name in best})
-    for name, value in best.items():
-        value.copy_(tensors[f"best.{name}"])
-    restore_optimizer(optimizer, tensors)
-    return _State(**facts)

@@ -148,7 +148,7 @@ def run(config: Config, context: StageContext) -> None:
             epochs=config.epochs, learning_rate=config.learning_rate, weight_decay=config.weight_decay,
             accumulate=config.accumulate, precision=config.precision, ema_decay=config.ema_decay,
             patience=config.validation.patience, seed=context.seed,
-        ),
+        ), shard=context.shard_layers,
         batches=lambda epoch: batches(sequences, epoch, config.split_orders, config.loop.early_answers),
         loss=objective, cases=valid, checkpoint_dir=context.scratch / "checkpoint", description="latent_sft",
         validate=lambda few: measure(few) | validation_metrics(ranker, few, exclude_seen=not interactions.has_repeats),

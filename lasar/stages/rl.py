@@ -81,6 +81,7 @@ def run(config: Config, context: StageContext) -> None:
     from lasar.rl.users import chosen_depths, depths_by_user
     from lasar.sid.catalog import SidCatalog
     from lasar.training.fit import write_curve
+    from lasar.training.shards import divided
     from lasar.training.validation import answer_nll, validation_metrics
 
     stage_2 = context.inputs["latent_sft"]
@@ -113,14 +114,15 @@ def run(config: Config, context: StageContext) -> None:
         objective, source.render(source.draw(0, 4 * plan.prompts), batch_size=plan.prompts),
         loss=config.terminal_share * answer_nll(ranker, valid),
     )  # fmt: skip
-    result = train(
-        ranker, plan=plan, objective=replace(objective, terminal_weight=gamma),
-        cost=DepthCost(price=depth.cost, target=depth.target, decay=depth.baseline_decay), source=source,
-        judge=lambda rollouts: mixture(rollouts.items_BG.cpu().numpy(), rollouts.prompts.targets),
-        validate=lambda: {"nll": answer_nll(ranker, valid)}
-        | validation_metrics(ranker, valid, exclude_seen=exclude_seen),
-        checkpoint_dir=context.scratch / "checkpoint",
-    )  # fmt: skip
+    with divided(reasoner, context.shard_layers):
+        result = train(
+            ranker, plan=plan, objective=replace(objective, terminal_weight=gamma),
+            cost=DepthCost(price=depth.cost, target=depth.target, decay=depth.baseline_decay), source=source,
+            judge=lambda rollouts: mixture(rollouts.items_BG.cpu().numpy(), rollouts.prompts.targets),
+            validate=lambda: {"nll": answer_nll(ranker, valid)}
+            | validation_metrics(ranker, valid, exclude_seen=exclude_seen),
+            checkpoint_dir=context.scratch / "checkpoint",
+        )  # fmt: skip
     save_reasoner(reasoner, context.output)
     if (stage_2 / TOKENIZER_FILE).is_file():
         shutil.copy(stage_2 / TOKENIZER_FILE, context.output / TOKENIZER_FILE)

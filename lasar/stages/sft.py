@@ -142,7 +142,7 @@ def run(config: Config, context: StageContext) -> None:
     def train(name: str, plan: "FitPlan", words: bool) -> FitResult:
         return rehearse_and_fit(
             backbone.model, plan=plan, batches=lambda epoch: batches(epoch, words), loss=loss, validate=validate,
-            cases=valid, checkpoint_dir=context.scratch / name, description=name,
+            cases=valid, checkpoint_dir=context.scratch / name, description=name, shard=context.shard_layers,
         )  # fmt: skip
 
     plan, aligned = _plan(config, context.seed), config.text.align_first

@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from lasar.artifacts import read_json, write_json
+from lasar.ranks import ranks
+from lasar.training.shards import copy_into, part_of, put, trained, whole
 
 EVERY_SECONDS = 30.0
 SHARE = 0.05  # of the time goes into checkpoints at most, where writing one takes long
@@ -58,21 +60,41 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | 
     return None
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state as named tensors."""
-    state = optimizer.state_dict()["state"]
-    return {
-        f"optimizer.{index}.{name}": torch.as_tensor(value)
-        for index, slots in state.items()
-        for name, value in slots.items()
-    }
+def save_training(
+    folder: Path,
+    facts: dict[str, Any],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    **copies: dict[str, Tensor],
+) -> None:
+    """Save trained weights, named copies of them and the optimizer's state, whole; every process has to call it."""
+    named = trained(model)
+    tensors: dict[str, Tensor] = {f"model.{name}": parameter for name, parameter in named}
+    for kind, values in copies.items():
+        tensors |= {f"{kind}.{name}": value for name, value in values.items()}
+    for name, parameter in named:
+        slots = optimizer.state.get(parameter, {})
+        tensors |= {f"optimizer.{slot}.{name}": torch.as_tensor(value) for slot, value in slots.items()}
+    tensors = {key: whole(tensor.detach()) for key, tensor in tensors.items()}
+    if not ranks().rank:
+        save_checkpoint(folder, tensors=tensors, facts=facts)
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Inverse of `optimizer_tensors`."""
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
+def load_training(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, **copies: dict[str, Tensor]
+) -> dict[str, Any] | None:
+    """Go on from what `save_training` wrote, in whatever number of processes; the facts, None if there are none."""
+    loaded = load_checkpoint(folder)
+    if loaded is None:
+        return None
+    tensors, facts = loaded
+    named = dict(trained(model))
+    copy_into(model, {name: tensors[f"model.{name}"] for name in named})
+    for kind, values in copies.items():
+        for name, value in values.items():
+            put(value, tensors[f"{kind}.{name}"])
+    for key, value in tensors.items():
         if key.startswith("optimizer."):
-            _, index, name = key.split(".")
-            state.setdefault(int(index), {})[name] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+            _, slot, name = key.split(".", 2)
+            optimizer.state[named[name]][slot] = part_of(value, like=named[name])
+    return facts

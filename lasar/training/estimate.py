@@ -26,6 +26,7 @@ from lasar.training.fit import (
     fit,
     train_step,
 )
+from lasar.training.shards import divided, gathered, local, trained
 
 _SAMPLES = 4
 _FEW, _SOME = 8, 64  # validation users
@@ -79,6 +80,7 @@ def rehearse_and_fit(
     cases: EvalCases,
     checkpoint_dir: Path,
     description: str,
+    shard: bool = False,
 ) -> FitResult:
     """`fit`, after one line on what it will cost; a training that goes on from a checkpoint is not rehearsed again.
 
@@ -91,20 +93,22 @@ def rehearse_and_fit(
         cases: the validation users.
         checkpoint_dir: of the training.
         description: of the training.
+        shard: divide the decoder layers among processes, if there are several; see `lasar.training.shards`.
     """
     expected = None
-    if not checkpoint_dir.exists():
-        some = [cases.subset(count, plan.seed) for count in (_FEW, _SOME)]
-        expected = estimate(
-            model, plan=plan, batches=batches(0), loss=loss, validate=[partial(validate, part) for part in some],
-            users=[*map(len, some), len(cases)],
+    with divided(model, shard):
+        if not checkpoint_dir.exists():
+            some = [cases.subset(count, plan.seed) for count in (_FEW, _SOME)]
+            expected = estimate(
+                model, plan=plan, batches=batches(0), loss=loss, users=[*map(len, some), len(cases)],
+                validate=[partial(validate, part) for part in some],
+            )  # fmt: skip
+            say(expected.line(description))
+        began = time.perf_counter()
+        result = fit(
+            model, plan=plan, batches=batches, loss=loss, validate=lambda _: validate(cases),
+            checkpoint_dir=checkpoint_dir, description=description,
         )  # fmt: skip
-        say(expected.line(description))
-    began = time.perf_counter()
-    result = fit(
-        model, plan=plan, batches=batches, loss=loss, validate=lambda _: validate(cases),
-        checkpoint_dir=checkpoint_dir, description=description,
-    )  # fmt: skip
     if expected is not None:
         taken = time.perf_counter() - began
         say(expected.afterwards(description, seconds=taken, memory=peak(next(model.parameters()).device)))
@@ -138,8 +142,8 @@ def estimate(
         validate: ranks few validation users, and some more: what every validation costs, and what each user does.
         users: how many few and some are, and how many there are in all.
     """
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    device = trained[0].device
+    weights = [parameter for _, parameter in trained(model)]
+    device = weights[0].device
     at = Standing(precision=tell(choose_precision(plan.precision, model)))
     still = replace(plan, learning_rate=0.0)
     optimizer = build_optimizer(model, still)
@@ -157,7 +161,7 @@ def estimate(
         timed(partial(train_step, model, optimizer, group, loss, still, at), device) for group in groups
     ]
     model.eval()
-    with torch.no_grad():
+    with torch.no_grad(), gathered(model):
         validate[0]()  # the first arranges weights
         few_s, some_s = (timed(part, device) for part in validate)
     memory = peak(device)
@@ -167,9 +171,9 @@ def estimate(
     model.train(was_training)
     steps = -(-len(batches) // plan.accumulate) * plan.epochs
     # Beside what the rehearsal held: the best weights, those of the moment during validation, and the average.
-    copies = (2 + bool(plan.ema_decay)) * sum(p.numel() * p.element_size() for p in trained)
+    copies = (2 + bool(plan.ema_decay)) * sum(local(p).nbytes for p in weights)
     return Estimate(
-        parameters=sum(p.numel() for p in trained), steps=steps,
+        parameters=sum(p.numel() for p in weights), steps=steps,
         # Trapezoids over sizes: the groups are quantiles of them.
         training_s=steps * sum((a + b) / 2 for a, b in itertools.pairwise(seconds)) / (_SAMPLES - 1),
         validation_s=validation_s * -(-plan.epochs // plan.validate_every),

@@ -26,12 +26,18 @@ from lasar.model.attention import without_plans
 from lasar.model.precision import Precision, PrecisionChoice, choose_precision
 from lasar.progress import progress
 from lasar.ranks import add_up, ranks, tell
-from lasar.training.checkpoints import (
-    Pace,
-    load_checkpoint,
-    optimizer_tensors,
-    restore_optimizer,
-    save_checkpoint,
+from lasar.training.checkpoints import Pace, load_training, save_training
+from lasar.training.shards import (
+    add_up_gradients,
+    clip_gradients,
+    copies_of,
+    copy_into,
+    gather,
+    gathered,
+    is_divided,
+    local,
+    put,
+    trained,
 )
 
 
@@ -146,9 +152,10 @@ def fit(
     refuse_uneven(plan.accumulate, description)
     without_plans()
     optimizer = build_optimizer(model, plan)
-    average = {name: p.detach().clone() for name, p in _trained(model)} if plan.ema_decay else {}
-    best = {name: p.detach().clone() for name, p in _trained(model)}
-    at = _resume(checkpoint_dir, model, optimizer, average, best)
+    average = copies_of(model) if plan.ema_decay else {}
+    best = copies_of(model)
+    found = load_training(checkpoint_dir, model, optimizer, average=average, best=best)
+    at = Standing() if found is None else Standing(**found)
     at.precision = at.precision or tell(choose_precision(plan.precision, model))
     epoch_batches = batches(at.epoch)
     # Epochs can differ by a batch, so the schedule's length is decided once, not wherever a run was killed.
@@ -165,17 +172,17 @@ def fit(
                 at.batch += len(group)
                 at.step += 1
                 advance(note=note)
-                if pace.due():
+                if tell(pace.due()) if is_divided(model) else pace.due():
                     began = time.monotonic()
-                    _save(checkpoint_dir, model, optimizer, average, best, at)
+                    save_training(checkpoint_dir, vars(at), model, optimizer, average=average, best=best)
                     pace.saved(began)
             at.epoch, at.batch = at.epoch + 1, 0
             _end_epoch(model, average, best, plan, validate, at)
             epoch_batches = batches(at.epoch) if at.epoch < plan.epochs else []
             began = time.monotonic()
-            _save(checkpoint_dir, model, optimizer, average, best, at)
+            save_training(checkpoint_dir, vars(at), model, optimizer, average=average, best=best)
             pace.saved(began)
-    _copy_into(model, best)
+    copy_into(model, best)
     model.eval()
     return FitResult(
         best_metric=at.best_metric, best_epoch=at.best_epoch, curve=at.curve, precision=at.precision
@@ -198,20 +205,21 @@ def refuse_uneven(accumulate: int, stage: str) -> None:
 
 def build_optimizer(model: nn.Module, plan: FitPlan) -> torch.optim.Optimizer:
     """AdamW; matrices decay, vectors do not; a group's `share` is its part of the learning rate."""
-    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
-    layers = [_layer_of(name) for name, _ in _trained(model)]
+    groups: dict[tuple[int, bool, bool], list[nn.Parameter]] = {}
+    layers = [_layer_of(name) for name, _ in trained(model)]
     top = max((layer for layer in layers if layer is not None), default=0)
-    for layer, (_, parameter) in zip(layers, _trained(model), strict=True):
+    for layer, (_, parameter) in zip(layers, trained(model), strict=True):
         below = 0 if layer is None or plan.layer_decay == 1.0 else top - layer
-        groups.setdefault((below, parameter.ndim < 2), []).append(parameter)
+        part = local(parameter) is not parameter  # fused steps take parts or whole weights, not both
+        groups.setdefault((below, parameter.ndim < 2, part), []).append(parameter)
     return torch.optim.AdamW(
         [
             {
-                "params": groups[below, vectors],
+                "params": groups[below, vectors, part],
                 "weight_decay": 0.0 if vectors else plan.weight_decay,
                 "share": plan.layer_decay**below,
             }
-            for below, vectors in sorted(groups)
+            for below, vectors, part in sorted(groups)
         ],
         lr=plan.learning_rate, betas=(0.9, 0.98), fused=True,
     )  # fmt: skip
@@ -250,8 +258,9 @@ def train_step(
         TrainingError: the loss is not finite.
     """
     targets = sum(batch.num_targets for batch in group)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    device = trained[0].device
+    parameters = [parameter for _, parameter in trained(model)]
+    device = parameters[0].device
+    gather(model)
     loss_1 = torch.zeros(1, device=device)
     for number in range(ranks().rank, len(group), ranks().size):
         torch.manual_seed(_seed_of(plan.seed, at.step, number))  # dropout: the same in whatever process
@@ -259,14 +268,14 @@ def train_step(
             summed = loss(model, group[number])
         (summed / targets).backward()
         loss_1 += summed.detach()
-    add_up_gradients(trained)
+    add_up_gradients(model)
     step_loss = float(add_up(loss_1))
     if not math.isfinite(step_loss):
         raise TrainingError(
             f"loss is {step_loss} at step {at.step}, learning rate {plan.learning_rate:g}: training broke down; "
             "lower learning_rate, or check the input for extreme values"
         )
-    nn.utils.clip_grad_norm_(trained, plan.max_grad_norm)
+    clip_gradients(parameters, plan.max_grad_norm)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     at.epoch_loss += step_loss
@@ -278,22 +287,6 @@ def train_step(
 
 def _seed_of(seed: int, step: int, number: int) -> int:
     return int(np.random.SeedSequence([seed, step, number]).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-def add_up_gradients(parameters: Sequence[nn.Parameter]) -> None:
-    """The sum over processes of every gradient that any of them has."""
-    if ranks().size == 1:
-        return
-    has_P = torch.tensor(
-        [p.grad is not None for p in parameters], dtype=torch.int64, device=parameters[0].device
-    )
-    for parameter, has in zip(parameters, add_up(has_P).tolist(), strict=True):
-        if has:
-            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    flat = add_up(torch.cat([gradient.flatten() for gradient in gradients]))
-    for gradient, whole in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(whole.view_as(gradient))
 
 
 def _end_epoch(
@@ -311,20 +304,20 @@ def _end_epoch(
     }
     at.epoch_loss, at.epoch_targets = 0.0, 0
     if at.epoch % plan.validate_every == 0 or at.epoch == plan.epochs:
-        own = {name: p.detach().clone() for name, p in _trained(model)}
+        own = copies_of(model)
         if average:
-            _copy_into(model, average)
+            copy_into(model, average)
         model.eval()
-        with torch.no_grad():
+        with torch.no_grad(), gathered(model):
             metrics = validate(model)
         record |= {f"valid_{name}": value for name, value in metrics.items()}
         if metrics[plan.metric] > at.best_metric:
             at.best_metric, at.best_epoch, at.since_best = metrics[plan.metric], at.epoch, 0
-            for name, parameter in _trained(model):
-                best[name].copy_(parameter.detach())
+            for name, parameter in trained(model):
+                put(best[name], parameter.detach())
         else:
             at.since_best += 1
-        _copy_into(model, own)
+        copy_into(model, own)
     at.curve.append(record)
 
 
@@ -333,59 +326,10 @@ def _update_average(average: dict[str, Tensor], model: nn.Module, decay: float, 
         return
     weight = max(1 - decay, 1 / (step + 2))  # a plain mean at first, so that the start is forgotten quickly
     with torch.no_grad():
-        names, parameters = zip(*_trained(model), strict=True)
-        torch._foreach_lerp_([average[name] for name in names], list(parameters), weight)
-
-
-def _copy_into(model: nn.Module, values: dict[str, Tensor]) -> None:
-    with torch.no_grad():
-        for name, parameter in _trained(model):
-            parameter.copy_(values[name])
-
-
-def _trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+        names, parameters = zip(*trained(model), strict=True)
+        torch._foreach_lerp_([local(average[name]) for name in names], [local(p) for p in parameters], weight)
 
 
 def _set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = learning_rate * group["share"]
-
-
-def _save(
-    folder: Path,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    average: dict[str, Tensor],
-    best: dict[str, Tensor],
-    at: Standing,
-) -> None:
-    if ranks().rank:
-        return
-    tensors: dict[str, Tensor] = {f"model.{name}": p for name, p in _trained(model)}
-    tensors |= {f"average.{name}": value for name, value in average.items()}
-    tensors |= {f"best.{name}": value for name, value in best.items()}
-    tensors |= optimizer_tensors(optimizer)
-    save_checkpoint(folder, tensors=tensors, facts=vars(at))
-
-
-def _resume(
-    folder: Path,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    average: dict[str, Tensor],
-    best: dict[str, Tensor],
-) -> Standing:
-    loaded = load_checkpoint(folder)
-    if loaded is None:
-        return Standing()
-    tensors, facts = loaded
-    _copy_into(
-        model, {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
-    )
-    for name in average:
-        average[name].copy_(tensors[f"average.{name}"])
-    for name in best:
-        best[name].copy_(tensors[f"best.{name}"])
-    restore_optimizer(optimizer, tensors)
-    return Standing(**facts)
