@@ -26,7 +26,7 @@ from typing import Any, Protocol
 
 from lasar.config import Recipe, StageConfig
 from lasar.errors import ArtifactError, DataError, LasarError, nearest
-from lasar.ranks import ranks, tell
+from lasar.ranks import alone, ranks, tell
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -130,7 +130,8 @@ def _run_stage(name: str, module: StageModule, recipe: Recipe) -> bool:
         try:
             started, cpu_started = time.perf_counter(), time.process_time()
             tell(str(scratch))  # the others begin
-            module.run(config, context)
+            with contextlib.nullcontext() if config.in_ranks else alone():
+                module.run(config, context)
             manifest = {
                 "stage": name,
                 "format_version": FORMAT_VERSION,

@@ -88,6 +88,17 @@ def join(arguments: Sequence[str], *, shared: Collection[str]) -> Iterator[None]
         distributed.destroy_process_group()
 
 
+@contextmanager
+def alone() -> Iterator[None]:
+    """Inside, this process does what the others wait for: there is nobody to share with."""
+    global _joined
+    joined, _joined = _joined, Ranks()
+    try:
+        yield
+    finally:
+        _joined = joined
+
+
 def _number(name: str, default: int) -> int:
     text = os.environ.get(name, str(default))
     if not text.isdigit():

@@ -26,6 +26,7 @@ from lasar.cot.rows import TrainingRow
 from lasar.cot.segmentation import unit
 from lasar.errors import ArtifactError, ConfigError, DataError
 from lasar.progress import progress
+from lasar.ranks import meet, ranks, tell
 
 ANCHORS_FILE, ROWS_FILE, TEXTS_FILE = "anchors.safetensors", "rows.safetensors", "texts.parquet"
 
@@ -70,6 +71,8 @@ def check_disk(folder: Path, needed: int) -> None:
 def write_anchors(target: Path, source: Source, *, hidden_size: int, scratch: Path) -> None:
     """Compute batch after batch straight into the file, and continue where a killed run left off.
 
+    Several processes take turns; they share the folder `scratch`.
+
     Args:
         target: the safetensors file to make.
         source: computes them; its batches together are anchors 0 to A - 1, each once.
@@ -82,23 +85,32 @@ def write_anchors(target: Path, source: Source, *, hidden_size: int, scratch: Pa
     batches = source.batches
     shape = (sum(len(batch) for batch in batches), hidden_size)
     path, state = scratch / ANCHORS_FILE, scratch / "anchors-done.json"
-    done = read_json(state)["batches"] if state.is_file() and path.is_file() else 0
-    if done == 0:
+    first = ranks().rank == 0
+    done = read_json(state)["batches"] if first and state.is_file() and path.is_file() else 0
+    if first and done == 0:
         _reserve(path, shape)
+    done = tell(done)
     vectors_AD = _map(path, writable=True)
     finished = sum(len(batch) for batch in batches[:done])
     with progress("computing anchors", total=shape[0], start=finished, unit="anchors") as advance:
         for number in range(done, len(batches)):
-            vectors = source.compute(number)
-            if not np.isfinite(vectors).all():
-                raise DataError(f"{target.parent}: an anchor is NaN or infinite; the model of sft is broken")
-            vectors_AD[batches[number]] = vectors
-            advance(len(vectors))
+            if number % ranks().size == ranks().rank:
+                vectors = source.compute(number)
+                if not np.isfinite(vectors).all():
+                    raise DataError(
+                        f"{target.parent}: an anchor is NaN or infinite; the model of sft is broken"
+                    )
+                vectors_AD[batches[number]] = vectors
+            advance(len(batches[number]))
             if (number + 1) % _COMMIT_EVERY == 0:
                 vectors_AD.flush()
-                write_json(state, {"batches": number + 1})
+                meet()
+                if first:
+                    write_json(state, {"batches": number + 1})
     vectors_AD.flush()
-    path.replace(target)
+    meet()
+    if first:
+        path.replace(target)
 
 
 def _reserve(path: Path, shape: tuple[int, int]) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -21,6 +22,7 @@ from lasar.errors import DataError
 from lasar.progress import progress
 from lasar.prompts.batches import bucket_by_length
 from lasar.prompts.vocabulary import Vocabulary
+from lasar.ranks import add_up, ranks
 
 Int32Array = NDArray[np.int32]
 Int64Array = NDArray[np.int64]
@@ -83,22 +85,26 @@ def item_states(
     width = model.config.hidden_size  # type: ignore[union-attr]
     sums_ID = np.zeros((len(tokens_IL), int(width)))  # type: ignore[arg-type]
     counts_I = np.zeros(len(tokens_IL), dtype=np.int64)
-    squares = 0.0
+    squares = np.zeros(())
     with progress("reading histories", total=len(rows), unit="users") as advance:
-        for batch in batches:
+        for number, batch in enumerate(batches):
+            advance(len(batch))
+            if number % ranks().size != ranks().rank:
+                continue
             states = states_at(model, [rows[i] for i in batch], [ends[i] for i in batch], pad=vocabulary.pad)
             item_of_state = np.concatenate([items[i] for i in batch])
             np.add.at(sums_ID, item_of_state, states)
             counts_I += np.bincount(item_of_state, minlength=len(counts_I))
-            squares += float(np.square(states, dtype=np.float64).sum())
-            advance(len(batch))
+            squares += np.square(states, dtype=np.float64).sum()
+    for mine in (sums_ID, counts_I, squares):
+        add_up(torch.from_numpy(mine))
     total = max(int(counts_I.sum()), 1)
     mean_D = sums_ID.sum(0) / total
     return ItemStates(
         means_ID=sums_ID / np.maximum(counts_I, 1)[:, None],
         counts_I=counts_I,
         mean_D=mean_D,
-        spread=float(np.sqrt(max(squares / total - mean_D @ mean_D, 0.0))),
+        spread=float(np.sqrt(max(float(squares) / total - mean_D @ mean_D, 0.0))),
     )
 
 

@@ -65,6 +65,8 @@ def quality_table(quality: Mapping[str, Any]) -> Table:
         add(label, *cells)
 
     add("items", f"{quality['num_items']:,}", f"{compared['num_items']:,}" if compared else "-")
+    if quality["fitted_items"] < quality["num_items"]:
+        add("items that codebooks are learned from", f"{quality['fitted_items']:,}", "-")
     add_levels("codes used, per level", "utilisation", ".1%")
     add_levels("entropy, bits", "entropy_bits", ".2f")
     add_levels("information given earlier codes, bits", "conditional_bits", ".2f")

@@ -4,6 +4,7 @@ Texts are encoded once each, sorted by length (so that a batch carries little pa
 texts form a batch never depends on what an interrupted run had finished, so the result doesn't either.
 
 A shard's file is named by what it was made from, model included, so any number of runs may share one folder of them.
+Several processes (`lasar.ranks`) deal the shards out among themselves.
 """
 
 import functools
@@ -22,6 +23,7 @@ from safetensors.numpy import load_file, save_file
 from lasar.artifacts import folder_hash
 from lasar.errors import DataError, require
 from lasar.progress import progress
+from lasar.ranks import meet, ranks, tell
 from lasar.sid import ngram_encoder
 
 DEFAULT_TEXT_MODEL = "data/all-minilm-l6-v2"
@@ -125,18 +127,21 @@ def encode_texts(
     ordered = sorted(set(texts), key=lambda text: (len(text), text))
     shards = [ordered[begin : begin + shard_size] for begin in range(0, len(ordered), shard_size)]
     paths = [folder / f"{_shard_name(made_by, shard)}.safetensors" for shard in shards]
-    done = {path: vectors for path in paths if (vectors := _read_shard(path)) is not None}
-    num_done = sum(len(vectors) for vectors in done.values())
-    if len(done) < len(paths):
+    found = [path for path in paths if _read_shard(path) is not None]
+    missing = tell([number for number, path in enumerate(paths) if path not in found])
+    if missing:
         folder.mkdir(parents=True, exist_ok=True)
-        encode = load_encoder()
-        with progress("encoding texts", total=len(ordered), start=num_done, unit="texts") as advance:
-            for path, shard in zip(paths, shards, strict=True):
-                if path not in done:
-                    done[path] = encode(shard)
-                    _write_shard(path, done[path])
-                    advance(len(shard))
-    vectors = np.concatenate([done[path] for path in paths])
+        encode, begun = (
+            load_encoder(),
+            sum(len(shard) for shard in shards) - sum(len(shards[n]) for n in missing),
+        )
+        with progress("encoding texts", total=len(ordered), start=begun, unit="texts") as advance:
+            for place in range(0, len(missing), ranks().size):
+                for number in missing[place + ranks().rank : place + ranks().rank + 1]:
+                    _write_shard(paths[number], encode(shards[number]))
+                advance(sum(len(shards[number]) for number in missing[place : place + ranks().size]))
+        meet()
+    vectors = np.concatenate([load_file(path)["vectors"] for path in paths])
     if not np.isfinite(vectors).all():
         text = ordered[int(np.argwhere(~np.isfinite(vectors))[0, 0])]
         raise DataError(f"{field} gives NaN or infinity for the text {text[:80]!r}; use another model")

@@ -39,6 +39,7 @@ _SHARD_SIZE = 512  # texts; a killed stage repeats at most one shard
 class Config(StageConfig):
     """Fields of the recipe section `anchor`."""
 
+    in_ranks = True
     source: Literal["encoder", "backbone", "none"] = "encoder"
     """Segment vectors of the text model through a learned projection; hidden states of the backbone itself (which
     needs one that knows text); or no anchors, for a catalogue without text."""
@@ -113,9 +114,8 @@ def run(config: Config, context: StageContext) -> None:
         folder=config.cache or context.scratch / "texts", shard_size=_SHARD_SIZE, field=_FIELD,
     )  # fmt: skip
     segmentation = segment_rationales(
-        rationales, encode,
-        segments_mean=config.segments_mean, max_depth=config.max_depth,
-    )  # fmt: skip
+        rationales, encode, segments_mean=config.segments_mean, max_depth=config.max_depth
+    )
     texts, anchors_S = anchors.number_anchors(segmentation.texts_S, shared=config.context == "alone")
     size = anchors.readable_size(anchors.anchor_bytes(len(texts), width))
     logger.info("anchors: %d segments, %d distinct, %d wide: %s", len(anchors_S), len(texts), width, size)

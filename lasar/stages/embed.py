@@ -15,6 +15,7 @@ from rich.table import Table
 from lasar.artifacts import StageContext, read_json, write_json
 from lasar.config import StageConfig
 from lasar.errors import ConfigError, DataError
+from lasar.ranks import ranks
 from lasar.sid.given import given_vectors
 from lasar.sid.text_encoder import DEFAULT_TEXT_MODEL, local_model_folder, sharded_encoder
 
@@ -25,6 +26,7 @@ EMBEDDINGS_FILE = "embeddings.safetensors"
 class Config(StageConfig):
     """Fields of the recipe section `embed`."""
 
+    in_ranks = True
     kind: Literal["text", "collaborative", "fused", "given"] = "fused"
     """Vectors from item text, from co-occurrence in training histories, from both side by side, or from a file."""
     vectors: str | None = None
@@ -86,6 +88,8 @@ def run(config: Config, context: StageContext) -> None:
         text_vectors, has_text = _text_part(config, prepared, context.scratch)
         parts.append((config.text_weight, normalise(text_vectors, has_text, how=config.normalise)))
         summary |= {"text_width": text_vectors.shape[1], "items_without_text": int((~has_text).sum())}
+    if ranks().rank:
+        return  # texts are what processes share
     if config.kind in ("collaborative", "fused"):
         vectors, has_company = _collaborative_part(config, prepared)
         scaled = normalise(vectors, has_company, how=config.normalise)

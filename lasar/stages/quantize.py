@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from rich.console import Console
 
 from lasar.artifacts import StageContext, read_json, write_json
@@ -32,6 +33,8 @@ class Config(StageConfig):
     its own."""
     balanced: bool = True
     """Spread items evenly over the codes of each level."""
+    fit_items: int = 0
+    """Items that the codebooks are learned from at most, drawn by the seed; 0: all. Every item is then assigned."""
     num_iterations: int = 25
     """`rq_kmeans`: iterations per level."""
     latent_width: int = 64
@@ -94,7 +97,8 @@ def run(config: Config, context: StageContext) -> None:
         balanced=config.balanced,
         **_kind_arguments(config),
     )
-    quantizer.fit(embeddings)
+    fitted = _sample(embeddings, config.fit_items, context.seed)
+    quantizer.fit(fitted)
     assignment = assign_items(quantizer, embeddings, extra_level=extra_level)
     catalog = SidCatalog(assignment.codes_IL, config.codebook_size)
     catalog.save(context.output)
@@ -108,6 +112,7 @@ def run(config: Config, context: StageContext) -> None:
         "kind": config.kind,
         "dedup": config.dedup,
         "num_items": catalog.num_items,
+        "fitted_items": len(fitted),
         "num_levels": catalog.num_levels,
         "codebook_size": catalog.codebook_size,
         "num_neighbours": config.num_neighbours,
@@ -132,6 +137,12 @@ def show(folder: Path, console: Console) -> None:
     console.print(quality_table(read_json(folder / QUALITY_FILE)))
 
 
+def _sample(embeddings: Any, count: int, seed: int) -> Any:
+    if not 0 < count < len(embeddings):
+        return embeddings
+    return embeddings[np.sort(np.random.default_rng(seed).choice(len(embeddings), count, replace=False))]
+
+
 def _check(config: Config) -> None:
     minimum = 2 if config.dedup == "extra_level" else 1
     if config.num_levels < minimum:
@@ -149,6 +160,10 @@ def _check(config: Config) -> None:
         least = 2 if field == "codebook_size" else 1
         if getattr(config, field) < least:
             raise ConfigError(f"quantize.{field}: must be at least {least}, got {getattr(config, field)}")
+    if 0 < config.fit_items < config.codebook_size or config.fit_items < 0:
+        raise ConfigError(
+            f"quantize.fit_items: 0 for all, or at least codebook_size={config.codebook_size}, got {config.fit_items}"
+        )
     if config.learning_rate <= 0 or min(config.hidden_widths, default=1) < 1:
         raise ConfigError("quantize.learning_rate and quantize.hidden_widths: must be positive")
 

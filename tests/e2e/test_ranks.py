@@ -128,6 +128,8 @@ def test_what_is_not_trained_is_made_once_and_is_the_same(both):
             for run in ("one", "two")
         ]
         assert outputs[0] == outputs[1], stage
+    anchors = [load_file(shop / run / "anchor" / "anchors.safetensors")["anchors"] for run in ("one", "two")]
+    np.testing.assert_allclose(anchors[0], anchors[1], atol=1e-5)
     metrics = [
         json.loads((shop / run / "evaluate" / "metrics.json").read_text())["methods"]
         for run in ("one", "two")

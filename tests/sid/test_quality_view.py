@@ -30,11 +30,16 @@ def test_the_table_has_a_column_for_each_and_says_what_moved():
         "collision_rate": 0.0,
     }
     ours = {
-        "kind": "rq_vae", "num_items": 1234, "num_levels": 1, "codebook_size": 8, "num_neighbours": 10,
+        "kind": "rq_vae", "num_items": 1234, "fitted_items": 1234, "num_levels": 1, "codebook_size": 8, "num_neighbours": 10,
         "collision_rate_before": 0.125, "moved_items": [17], "relative_error_before": 0.5,
         "relative_error_after": 0.75, "codes": codes,
     }  # fmt: skip
-    theirs = {"name": "letter", "num_items": 99, "codes": codes | {"collision_rate": 0.07}}
+    theirs = {
+        "name": "letter",
+        "num_items": 99,
+        "fitted_items": 99,
+        "codes": codes | {"collision_rate": 0.07},
+    }
     for quality, there in ((ours, False), (ours | {"compared": theirs}, True)):
         console = Console(width=120, file=io.StringIO())
         console.print(quality_table(quality))

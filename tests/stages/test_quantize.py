@@ -91,6 +91,20 @@ def test_two_runs_give_the_same_bytes(upstream, kind):
         assert (first / name).read_bytes() == (second / name).read_bytes(), name
 
 
+def test_codebooks_can_be_learned_from_a_sample(upstream):
+    folder, _ = upstream
+    output, quality = run(folder, fit_items=30)
+    assert quality["fitted_items"] == 30
+    assert "learned from" in shown(output)
+    codes = SidCatalog.load(output).codes_IL
+    assert len(codes) == len(np.unique(codes, axis=0)) == NUM_ITEMS
+    again, _ = run(folder, "again", fit_items=30)
+    assert (again / "catalog.safetensors").read_bytes() == (output / "catalog.safetensors").read_bytes()
+    everything, quality = run(folder, "all", fit_items=NUM_ITEMS)
+    assert quality["fitted_items"] == NUM_ITEMS
+    assert "learned from" not in shown(everything)
+
+
 def test_published_ids_stand_beside_ours(upstream):
     folder, _ = upstream
     path = folder / "sid_theirs.jsonl"
@@ -137,6 +151,8 @@ def test_a_catalogue_that_is_exactly_full(upstream):
         ({"learning_rate": 0.0}, "quantize.learning_rate"),
         ({"hidden_widths": [0]}, "quantize.hidden_widths"),
         ({"kind": "rq_means"}, "quantize.kind"),
+        ({"fit_items": 7}, "quantize.fit_items: 0 for all, or at least codebook_size=8, got 7"),
+        ({"fit_items": -1}, "quantize.fit_items"),
     ],
 )
 def test_values_out_of_range_are_named(upstream, values, message):
