@@ -30,7 +30,8 @@ def test_the_table_has_a_column_for_each_and_says_what_moved():
         "collision_rate": 0.0,
     }
     ours = {
-        "kind": "rq_vae", "num_items": 1234, "fitted_items": 1234, "num_levels": 1, "codebook_size": 8, "num_neighbours": 10,
+        "kind": "rq_vae", "num_items": 1234, "fitted_items": 1234, "num_levels": 1, "codebook_size": 8,
+        "num_neighbours": 10,
         "collision_rate_before": 0.125, "moved_items": [17], "relative_error_before": 0.5,
         "relative_error_after": 0.75, "codes": codes,
     }  # fmt: skip
