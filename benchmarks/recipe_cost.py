@@ -10,6 +10,7 @@ Usage: python benchmarks/recipe_cost.py RECIPE [--shape qwen3-0.6b | --config FO
 
 import argparse
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import numpy as np
 
 from lasar.config import load_recipe
 from lasar.data.interactions import Interactions
+from lasar.errors import LasarError
 from lasar.stages import STAGES
 
 GB = 1e9
@@ -162,4 +164,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except LasarError as error:
+        sys.exit(f"error: {error}")

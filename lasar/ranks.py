@@ -117,27 +117,43 @@ def tell(value: object = None) -> Any:
     from torch import distributed
 
     box = [value]
-    try:
+    with _others_alive():
         distributed.broadcast_object_list(box, src=0)
-    except RuntimeError:
-        raise ArtifactError("another process of this command failed; its message says why") from None
     return box[0]
 
 
+@contextmanager
+def _others_alive() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError:  # of the process group; what it says is about sockets
+        raise ArtifactError("another process of this command failed; its message says why") from None
+
+
 def meet() -> None:
-    """Wait until every process has come here."""
+    """Wait until every process has come here.
+
+    Raises:
+        ArtifactError: another process has ended.
+    """
     if _joined.size > 1:
         from torch import distributed
 
-        distributed.barrier()
+        with _others_alive():
+            distributed.barrier()
 
 
 def add_up(tensor: "Tensor") -> "Tensor":
-    """The sum over all processes, in place; every process has to call it."""
+    """The sum over all processes, in place; every process has to call it.
+
+    Raises:
+        ArtifactError: another process has ended.
+    """
     if _joined.size > 1:
         from torch import distributed
 
-        distributed.all_reduce(tensor)
+        with _others_alive():
+            distributed.all_reduce(tensor)
     return tensor
 
 
@@ -153,7 +169,8 @@ def gather(mine_n: NDArray[Any], count: int) -> NDArray[Any]:
     from torch import distributed
 
     parts: list[Any] = [None] * _joined.size
-    distributed.all_gather_object(parts, mine_n)
+    with _others_alive():
+        distributed.all_gather_object(parts, mine_n)
     whole = np.empty((count, *mine_n.shape[1:]), dtype=mine_n.dtype)
     for rank, part in enumerate(parts):
         whole[rank :: _joined.size] = part
@@ -172,7 +189,8 @@ def gather_all(mine: list[Any], *, device: "torch.device") -> list[Any]:
     from torch import distributed
 
     parts: list[Any] = [None] * _joined.size
-    distributed.all_gather_object(parts, [moved(thing, "cpu") for thing in mine])
+    with _others_alive():
+        distributed.all_gather_object(parts, [moved(thing, "cpu") for thing in mine])
     count = sum(len(part) for part in parts)
     dealt = [parts[number % _joined.size][number // _joined.size] for number in range(count)]
     return [moved(thing, device) for thing in dealt]

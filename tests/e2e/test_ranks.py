@@ -165,6 +165,10 @@ def killed_in_training(shop: Path, run: str, *extra: str) -> None:
         output, _ = started.communicate(timeout=120)
     assert started.returncode != 0
     assert "Signal 9" in output or "SIGKILL" in output
+    assert (
+        "another process of this command failed" in output or "error:" not in output
+    )  # stopped before it knew
+    assert "lasar/training/fit.py" not in output  # no traceback of ours
     assert not (shop / run / "sft").exists()
 
 
