@@ -146,7 +146,10 @@ def main() -> None:
     recipe = load_recipe(options.recipe, overrides=options.overrides, sections=sections)
     shape = shape_of(options.config) if options.config else SHAPES[options.shape]
     rate = options.peak * 1e12 * options.share * 3600
-    costs = stage_costs(recipe, shape, recipe.run_dir / "prepare")
+    prepared = recipe.run_dir / "prepare"
+    if not prepared.is_dir():
+        raise LasarError(f"{prepared}: there is nothing to count yet; run: lasar prepare {options.recipe}")
+    costs = stage_costs(recipe, shape, prepared)
     for stage, cost in costs.items():
         line = {
             "stage": stage, "million_tokens": round(cost["tokens"] / 1e6, 2),
