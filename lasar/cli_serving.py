@@ -71,6 +71,9 @@ def serve(
     max_batch: Annotated[int, typer.Option(help="Requests decoded together.")] = 32,
     retention_days: Annotated[float | None, typer.Option(help="Delete events older than this.")] = None,
     show_users: Annotated[bool, typer.Option(help="Let anyone list users and see histories.")] = False,
+    prompt_memory_mb: Annotated[
+        int, typer.Option(help="Megabytes of each worker for histories seen lately.")
+    ] = 128,
     threads: Annotated[int | None, typer.Option(help="PyTorch threads of each worker.")] = None,
 ) -> None:
     """Serve recommendations over HTTP; the admin token comes from LASAR_ADMIN_TOKEN."""
@@ -81,7 +84,7 @@ def serve(
     settings = Settings(
         run=run, workers=workers, model=model, device=device, precision=precision, database=database,
         text_model=text_model, timeout_ms=timeout_ms, max_queue=max_queue, max_batch=max_batch,
-        retention_days=retention_days, show_users=show_users, threads=threads,
+        retention_days=retention_days, show_users=show_users, threads=threads, prompt_memory_mb=prompt_memory_mb,
     )  # fmt: skip
     serve_run(settings, host=host, port=port)
 

@@ -14,6 +14,7 @@ from lasar.data.interactions import Interactions, ItemTable, load_user_ids
 from lasar.decoding.counts import COUNTS_FILE, Counts
 from lasar.decoding.ranked import Ranked
 from lasar.decoding.ranker import Ranker
+from lasar.engine.memory import PromptMemory
 from lasar.errors import ArtifactError, ConfigError, UnknownItemError, nearest
 from lasar.model.backbone import best_device
 from lasar.model.precision import PrecisionChoice, choose_precision
@@ -67,6 +68,7 @@ class Recommender:
         model: str | None = None,
         device: str = "auto",
         precision: PrecisionChoice = "fp32",
+        prompt_memory_mb: int = 0,
     ) -> "Recommender":
         """Open a run folder.
 
@@ -76,6 +78,8 @@ class Recommender:
             device: `auto`, `cpu` or `cuda`.
             precision: of matrix products on CPUs: `fp32`, `bf16`, or `auto`, bf16 where that is faster. In bf16
                 scores are off in the third digit.
+            prompt_memory_mb: megabytes for histories seen lately, so that a user who comes back is answered faster;
+                on the fused path. Scores then differ by rounding.
 
         Raises:
             ArtifactError: the folder is not a run, or has no trained model.
@@ -91,7 +95,7 @@ class Recommender:
         stage = model or last_trained(run)
         return cls.from_artifacts(
             prepare=run / "prepare", quantize=run / "quantize", model=run / stage, device=device,
-            precision=precision,
+            precision=precision, prompt_memory_mb=prompt_memory_mb,
         )  # fmt: skip
 
     @classmethod
@@ -103,8 +107,9 @@ class Recommender:
         model: Path,
         device: str = "auto",
         precision: PrecisionChoice = "fp32",
+        prompt_memory_mb: int = 0,
     ) -> "Recommender":
-        """Open three artifacts that belong together; `device` and `precision` as in `load`.
+        """Open three artifacts that belong together; the rest as in `load`.
 
         Raises:
             ArtifactError: one is missing, or the model was trained on another catalogue.
@@ -117,7 +122,8 @@ class Recommender:
         )  # frozen: see decision 0004
         chosen = choose_precision(precision, reasoner.backbone, narrowest=_BF16_WIDTH)
         counts = Counts.load(model) if (model / COUNTS_FILE).is_file() else None
-        ranker = Ranker(reasoner, codes_IL=catalog.codes_IL, precision=chosen, counts=counts)
+        memory = PromptMemory(prompt_memory_mb * 1_000_000) if prompt_memory_mb else None
+        ranker = Ranker(reasoner, codes_IL=catalog.codes_IL, precision=chosen, counts=counts, memory=memory)
         return cls(ranker, items=ItemTable.load(prepare), prepare=prepare)
 
     def recommend(

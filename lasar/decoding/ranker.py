@@ -14,6 +14,7 @@ from lasar.decoding.beam import beam_search
 from lasar.decoding.counts import Counts
 from lasar.decoding.ranked import Ranked
 from lasar.decoding.trie import ItemFilter, Trie
+from lasar.engine.memory import PromptMemory, encode_with_memory
 from lasar.engine.prefix import encode
 from lasar.engine.weights import FusedWeights, why_unknown
 from lasar.errors import ConfigError
@@ -34,6 +35,7 @@ class Ranker:
         codes_IL: semantic IDs of the catalogue.
         trie: the catalogue.
         counts: what is mixed into its lists, or None.
+        memory: of prompts seen lately, or None.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class Ranker:
         fused: bool = True,
         precision: Precision = "fp32",
         counts: Counts | None = None,
+        memory: PromptMemory | None = None,
     ) -> None:
         """Build the trie on the model's device.
 
@@ -53,6 +56,7 @@ class Ranker:
             fused: take the fused path where it knows the model; False to compare with the generic one.
             precision: of the fused path's matrix products; the generic path computes as the model was loaded.
             counts: what followed what, mixed into every list.
+            memory: of prompts seen lately, for the fused path.
         """
         self.reasoner = reasoner
         self.vocabulary = reasoner.vocabulary
@@ -60,6 +64,7 @@ class Ranker:
         self.tokens_IL = self.vocabulary.item_tokens(codes_IL)
         self.trie = Trie(codes_IL, device=reasoner.backbone.device)
         self.counts, self._may_fuse, self._precision = counts, fused, precision
+        self.memory = memory
         self._fused: FusedWeights | None = None
 
     def with_codes(self, codes_IL: Int32Array) -> "Ranker":
@@ -70,6 +75,7 @@ class Ranker:
             fused=self._may_fuse,
             precision=self._precision,
             counts=self.counts,
+            memory=self.memory,
         )
         ranker._fused = self._fresh_weights()  # arranged here, once, however many catalogues follow
         return ranker
@@ -186,6 +192,8 @@ class Ranker:
             self._fused = None
         elif self._fused is None or not self._fused.fresh:
             self._fused = FusedWeights(self.reasoner.backbone, precision=self._precision)
+            if self.memory is not None:
+                self.memory.clear()  # of other weights
         return self._fused
 
     def _encode(self, rows: list[Int32Array], fused: FusedWeights | None, depth: Depth) -> Prefix:
@@ -200,7 +208,9 @@ class Ranker:
             return encode_prompts(self.reasoner.backbone, ids_BT, lengths_B)
         # Room for the latent steps and `<e>`.
         room = self.reasoner.settings.max_depth + 1
-        return encode(fused, ids_BT, lengths_B, opened=opened, room=room)
+        if self.memory is None:
+            return encode(fused, ids_BT, lengths_B, opened=opened, room=room)
+        return encode_with_memory(fused, ids_BT, lengths_B, opened=opened, room=room, memory=self.memory)
 
 
 def _uniform(tokens: Int32Array, seed: int) -> float:

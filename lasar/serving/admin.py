@@ -112,7 +112,7 @@ async def rollback(body: RollbackRequest, request: Request) -> CatalogueResponse
 @admin.delete("/users/{user_id:path}")
 async def forget_user(user_id: Annotated[str, Path(max_length=256)], request: Request) -> ForgottenResponse:
     """Delete a user's events, and stop using what the run's event log says about them."""
-    return ForgottenResponse(deleted_events=await run_in_threadpool(_service(request).events.forget, user_id))
+    return ForgottenResponse(deleted_events=await run_in_threadpool(_service(request).forget, user_id))
 
 
 def _catalogue(snapshot: Snapshot, *, added: list[str] | None = None) -> CatalogueResponse:

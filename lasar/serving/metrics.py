@@ -50,6 +50,9 @@ class Metrics:
         self.batch_seconds = Histogram(
             "lasar_batch_seconds", "Duration of a batch.", buckets=_SECONDS, registry=own
         )
+        self.prompt_tokens = Counter(
+            "lasar_prompt_tokens", "Tokens of histories.", ["source"], registry=own
+        )  # memory, computed
         self.depth = Histogram(
             "lasar_depth", "Latent steps taken.", buckets=(0, 1, 2, 3, 4, 5, 6, 7, 8), registry=own
         )

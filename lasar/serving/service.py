@@ -61,8 +61,9 @@ class Service:
         share = max(1, (os.cpu_count() or 1) // settings.workers)
         torch.set_num_threads(settings.threads or min(share, torch.get_num_threads()))
         loaded = Recommender.load(
-            settings.run, model=settings.model, device=settings.device, precision=settings.precision
-        )
+            settings.run, model=settings.model, device=settings.device, precision=settings.precision,
+            prompt_memory_mb=settings.prompt_memory_mb,
+        )  # fmt: skip
         self.model = settings.model or last_trained(settings.run)
         loaded.ranker.reasoner = reasoner = TimedReasoner(loaded.ranker.reasoner)
         database = open_database(settings.database_url)
@@ -296,7 +297,18 @@ class Service:
             explanation=None if insight is None else explanation(snapshot, insight, answer.items),
         )
 
+    def forget(self, user_id: str) -> int:
+        """Delete a user's events, and what is in memory of anybody's history; how many events there were."""
+        memory = self.catalogue.snapshot.recommender.ranker.memory
+        if memory is not None:
+            memory.clear()
+        return self.events.forget(user_id)
+
     def _on_batch(self, size: int, seconds: float) -> None:
+        memory = self.catalogue.snapshot.recommender.ranker.memory
+        if memory is not None:
+            self.metrics.prompt_tokens.labels("memory").inc(memory.last.known)
+            self.metrics.prompt_tokens.labels("computed").inc(memory.last.tokens - memory.last.known)
         self.metrics.batch_size.observe(size)
         self.metrics.batch_seconds.observe(seconds)
         self.measure_queue()

@@ -33,6 +33,7 @@ class Settings:
         poll_seconds: how often a worker looks for a catalogue version that another one made.
         retention_days: events older than this are deleted; kept for ever by default.
         show_users: let anyone list users and read their histories (for a demonstration).
+        prompt_memory_mb: megabytes of each worker for histories seen lately; 0 is off. See `Recommender.load`.
         threads: PyTorch threads of each worker; by default PyTorch's own choice (it reads OMP_NUM_THREADS), at most the
             worker's share of the cores.
         workers: worker processes.
@@ -53,6 +54,7 @@ class Settings:
     poll_seconds: float = 2.0
     retention_days: float | None = None
     show_users: bool = False
+    prompt_memory_mb: int = 128
     threads: int | None = None
     workers: int = 1
     admin_token: str | None = field(default=None, repr=False)
@@ -67,8 +69,9 @@ class Settings:
                 raise ConfigError(f"{name}={getattr(self, name)}: must be positive, or leave it out")
         if self.precision not in get_args(PrecisionChoice):
             raise ConfigError(f"precision={self.precision!r}: one of {', '.join(get_args(PrecisionChoice))}")
-        if self.linger_ms < 0:
-            raise ConfigError(f"linger_ms={self.linger_ms}: must not be negative")
+        for name in ("linger_ms", "prompt_memory_mb"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name}={getattr(self, name)}: must not be negative")
         if self.admin_token is not None and len(self.admin_token) < _MIN_TOKEN_LENGTH:
             raise ConfigError(
                 f"{TOKEN_VARIABLE}: has {len(self.admin_token)} characters, at least {_MIN_TOKEN_LENGTH} are needed; "
