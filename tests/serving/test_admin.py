@@ -148,3 +148,24 @@ def test_a_deleted_user_is_unknown_until_new_events_come(admin):
     admin.post("/v1/events", json={"events": [{"user_id": "ann", "items": ["sku2"]}]})
     orders = admin.get("/v1/users/ann/history").json()["orders"]
     assert [[item["item_id"] for item in order] for order in orders] == [["sku2"]]
+
+
+def test_what_was_computed_for_histories_is_used_again_and_goes_with_a_user(admin):
+    memory = admin.app.state.service.catalogue.snapshot.recommender.ranker.memory
+    body = {"history": [f"sku{n}" for n in range(9, 18)]}
+    first = admin.post("/v1/recommend", json=body).json()
+    assert len(memory) == 1
+    again = admin.post("/v1/recommend", json=body).json()
+    assert [item["item_id"] for item in again["items"]] == [item["item_id"] for item in first["items"]]
+    assert memory.last.known == memory.last.tokens - 1
+    page = admin.get("/metrics").text
+    known, computed = (
+        float(line.split()[-1])
+        for source in ("memory", "computed")
+        for line in page.splitlines()
+        if line.startswith(f'lasar_prompt_tokens_total{{source="{source}"}}')
+    )
+    assert known == memory.last.known
+    assert computed == memory.last.tokens + 1
+    admin.request("DELETE", "/admin/users/ann")
+    assert len(memory) == 0
