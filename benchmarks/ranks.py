@@ -17,12 +17,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-STAGES = ("sft", "latent_sft", "rl", "evaluate")
+STAGES = ("sft", "anchor", "latent_sft", "rl", "evaluate")
 SHORT = (
     "sft.epochs=1", "latent_sft.epochs=1", "rl.steps=10", "rl.guards.users=500", "sft.validation.users=500",
     "latent_sft.validation.users=500", "evaluate.max_users=4000", "evaluate.also=[]", "evaluate.baselines=[]",
     "evaluate.model=latent_sft", "sft.accumulate=2", "sft.batch_tokens=2048", "latent_sft.accumulate=2",
-    "latent_sft.batch_tokens=4096",
+    "latent_sft.batch_tokens=4096", "anchor.cache=null",
 )  # fmt: skip
 
 
