@@ -13,13 +13,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
-from lasar.engine.forward import Arrangement, Chains
-from lasar.engine.prefix import FusedPrefix, continue_chains, encode
+from lasar.engine.forward import Arrangement
+from lasar.engine.prefix import FusedPrefix, continue_chains, empty_chains, encode, prefix_of
 from lasar.engine.weights import FusedWeights
 from lasar.model.backbone import input_table
-from lasar.model.tree import Tree
 
 _LEAST = 8  # tokens that are worth looking for
 _MOST_NEW = 32  # tokens that are added to a known prompt; more are computed with the fresh ones
@@ -156,11 +154,7 @@ def _continued(
 ) -> FusedPrefix:
     """A batch of which only some prompts are computed."""
     (batch, length), device = ids_BT.shape, ids_BT.device
-    size = (batch, weights.key_heads, length + room, weights.head_size)
-    chains = Chains(
-        keys=[torch.zeros(size, device=device) for _ in weights.layers],
-        values=[torch.zeros(size, device=device) for _ in weights.layers],
-    )
+    chains = empty_chains(weights, batch, length + room, device)
     hidden_B1D = torch.zeros(batch, 1, input_table(weights.model).shape[1], device=device)
     if fresh:
         rows = torch.tensor(fresh, device=device)
@@ -170,11 +164,7 @@ def _continued(
             for layer, tensor in enumerate(own):
                 whole[layer][rows, :, : tensor.shape[2]] = tensor
         hidden_B1D[rows] = part.hidden_B1D
-    return FusedPrefix(
-        model=weights.model, tree=Tree(lengths_B, length), cache=DynamicCache(), weights=weights, chains=chains,
-        tip_B1=lengths_B[:, None] - 1, hidden_B1D=hidden_B1D, ends_B=lengths_B, opened=opened,
-        opening_B1=ids_BT.gather(1, (lengths_B - 1 - int(opened))[:, None]),
-    )  # fmt: skip
+    return prefix_of(weights, chains, hidden_B1D, ids_BT, lengths_B, opened=opened)
 
 
 def _add_new(

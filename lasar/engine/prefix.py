@@ -223,12 +223,7 @@ def encode(
     present_BT = torch.arange(length, device=device) < lengths_B[:, None]
     places_n = present_BT.flatten().nonzero()[:, 0]
     at = (places_n // length, places_n % length)
-    size = (batch, weights.key_heads, length + room, weights.head_size)
-    chains = Chains(
-        keys=[torch.zeros(size, device=device) for _ in weights.layers],
-        values=[torch.zeros(size, device=device) for _ in weights.layers],
-    )
-
+    chains = empty_chains(weights, batch, length + room, device)
     groups = group_prompts(lengths_B)
 
     def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -241,9 +236,31 @@ def encode(
     if num_layers:
         x_nD = run_layers(weights, x_nD, mixed_n, rotation=rotation, attend=attend, num_layers=num_layers)
     hidden_BD = _last_layer(weights, chains, x_nD, at=at, lengths_B=lengths_B, rotation=rotation)
+    return prefix_of(weights, chains, hidden_BD[:, None], ids_BT, lengths_B, opened=opened)
+
+
+def empty_chains(weights: FusedWeights, batch: int, places: int, device: torch.device) -> Chains:
+    """Room for the keys and values of chains."""
+    size = (batch, weights.key_heads, places, weights.head_size)
+    return Chains(
+        keys=[torch.zeros(size, device=device) for _ in weights.layers],
+        values=[torch.zeros(size, device=device) for _ in weights.layers],
+    )
+
+
+def prefix_of(
+    weights: FusedWeights,
+    chains: Chains,
+    hidden_B1D: Tensor,
+    ids_BT: Tensor,
+    lengths_B: Tensor,
+    *,
+    opened: bool,
+) -> FusedPrefix:
+    """Prompts whose keys, values and last hidden states [B, 1, D] are known."""
     return FusedPrefix(
-        model=weights.model, tree=Tree(lengths_B, length), cache=DynamicCache(), weights=weights, chains=chains,
-        tip_B1=lengths_B[:, None] - 1, hidden_B1D=hidden_BD[:, None], ends_B=lengths_B, opened=opened,
+        model=weights.model, tree=Tree(lengths_B, ids_BT.shape[1]), cache=DynamicCache(), weights=weights,
+        chains=chains, tip_B1=lengths_B[:, None] - 1, hidden_B1D=hidden_B1D, ends_B=lengths_B, opened=opened,
         opening_B1=ids_BT.gather(1, (lengths_B - 1 - int(opened))[:, None]),
     )  # fmt: skip
 
