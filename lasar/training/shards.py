@@ -88,12 +88,24 @@ def add_up_gradients(model: nn.Module) -> None:
             parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
     gradients = [p.grad for p in whole_P if p.grad is not None]
     if gradients:
-        flat = add_up(torch.cat([gradient.flatten() for gradient in gradients]))
+        flat = _room(sum(gradient.numel() for gradient in gradients), gradients[0])
+        torch.cat([gradient.flatten() for gradient in gradients], out=flat)
+        add_up(flat)
         for gradient, total in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(total.view_as(gradient))
     for parameter in parameters:
         if _is_part(parameter) and parameter.grad is not None:
             local(parameter.grad).mul_(ranks().size)  # FSDP makes means
+
+
+_rooms: dict[torch.device, Tensor] = {}  # made once: fresh memory for every step takes as long as adding up
+
+
+def _room(count: int, like: Tensor) -> Tensor:
+    room = _rooms.get(like.device)
+    if room is None or len(room) < count or room.dtype != like.dtype:
+        room = _rooms[like.device] = torch.empty(count, dtype=like.dtype, device=like.device)
+    return room[:count]
 
 
 def _pass_once(model: nn.Module, shards: "Sequence[FSDPModule]") -> None:
