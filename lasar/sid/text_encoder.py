@@ -127,21 +127,21 @@ def encode_texts(
     ordered = sorted(set(texts), key=lambda text: (len(text), text))
     shards = [ordered[begin : begin + shard_size] for begin in range(0, len(ordered), shard_size)]
     paths = [folder / f"{_shard_name(made_by, shard)}.safetensors" for shard in shards]
-    found = [path for path in paths if _read_shard(path) is not None]
-    missing = tell([number for number, path in enumerate(paths) if path not in found])
+    done = {n: vectors for n, path in enumerate(paths) if (vectors := _read_shard(path)) is not None}
+    missing = tell([number for number in range(len(shards)) if number not in done])
     if missing:
         folder.mkdir(parents=True, exist_ok=True)
-        encode, begun = (
-            load_encoder(),
-            sum(len(shard) for shard in shards) - sum(len(shards[n]) for n in missing),
-        )
+        encode, begun = load_encoder(), len(ordered) - sum(len(shards[number]) for number in missing)
         with progress("encoding texts", total=len(ordered), start=begun, unit="texts") as advance:
             for place in range(0, len(missing), ranks().size):
                 for number in missing[place + ranks().rank : place + ranks().rank + 1]:
-                    _write_shard(paths[number], encode(shards[number]))
+                    done[number] = encode(shards[number])
+                    _write_shard(paths[number], done[number])
                 advance(sum(len(shards[number]) for number in missing[place : place + ranks().size]))
-        meet()
-    vectors = np.concatenate([load_file(path)["vectors"] for path in paths])
+        meet()  # what the others have made lies in the folder
+    vectors = np.concatenate(
+        [done[n] if n in done else load_file(path)["vectors"] for n, path in enumerate(paths)]
+    )
     if not np.isfinite(vectors).all():
         text = ordered[int(np.argwhere(~np.isfinite(vectors))[0, 0])]
         raise DataError(f"{field} gives NaN or infinity for the text {text[:80]!r}; use another model")

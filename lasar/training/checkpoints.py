@@ -75,9 +75,13 @@ def save_training(
     for name, parameter in named:
         slots = optimizer.state.get(parameter, {})
         tensors |= {f"optimizer.{slot}.{name}": torch.as_tensor(value) for slot, value in slots.items()}
-    tensors = {key: whole(tensor.detach()) for key, tensor in tensors.items()}
+    kept = {}
+    for key, tensor in tensors.items():  # one by one: a device need not hold all of what is in parts
+        value = whole(tensor.detach())
+        if not ranks().rank:
+            kept[key] = value.cpu()
     if not ranks().rank:
-        save_checkpoint(folder, tensors=tensors, facts=facts)
+        save_checkpoint(folder, tensors=kept, facts=facts)
 
 
 def load_training(

@@ -9,7 +9,7 @@ in how often they would otherwise have to ask each other. Embeddings, norms and 
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -168,25 +168,19 @@ def part_of(value: Tensor, *, like: Tensor) -> Tensor:
         return value.to(like.device)
     from torch.distributed.tensor import distribute_tensor
 
-    there: Any = like
+    there = cast(Any, like)
     return distribute_tensor(value.to(like.device), there.device_mesh, there.placements, src_data_rank=None)
 
 
 def whole(tensor: Tensor) -> Tensor:
     """A tensor of which processes hold parts, all of it; every process has to call it."""
-    if not _is_part(tensor):
-        return tensor
-    parts: Any = tensor
-    full: Tensor = parts.full_tensor()
+    full: Tensor = cast(Any, tensor).full_tensor() if _is_part(tensor) else tensor
     return full
 
 
 def local(tensor: Tensor) -> Tensor:
     """This process's part, in the same memory; the tensor itself where it is whole."""
-    if not _is_part(tensor):
-        return tensor
-    parts: Any = tensor
-    here: Tensor = parts.to_local()
+    here: Tensor = cast(Any, tensor).to_local() if _is_part(tensor) else tensor
     return here
 
 

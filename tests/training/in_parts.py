@@ -22,13 +22,17 @@ from lasar.training.shards import (
 )
 
 
-def model(frozen):
+def model(layers):
+    """`all` are trained, none (`frozen`), or of each only the MLP, computed twice to save memory (`some`)."""
     built = build_backbone(
         "tiny", num_levels=2, codebook_size=16, orders=False, max_history=20, normalise="trie", dropout=0.0,
         lora_rank=0, seed=0,
     ).model.train()  # fmt: skip
     for layer in trunk(built).layers:
-        layer.requires_grad_(not frozen)
+        layer.requires_grad_(layers == "all")
+        layer.mlp.requires_grad_(layers != "frozen")
+    if layers == "some":
+        built.activation_checkpointing_enable({"use_reentrant": False})
     return built
 
 
@@ -41,10 +45,10 @@ def passes(model, seed, depth):
     return model.lm_head(hidden).logsumexp(-1).sum()
 
 
-def main(folder, frozen):
+def main(folder, which):
     rank = ranks().rank
-    parts, reference = model(frozen), model(frozen)
-    layers = list(trunk(parts).layers)
+    parts, reference = model(which), model(which)
+    own = list(trunk(parts).layers)
     plan = FitPlan(epochs=1, learning_rate=0.01)
     other = build_optimizer(reference, plan)
     with divided(parts, True):
@@ -68,17 +72,17 @@ def main(folder, frozen):
             torch.nn.utils.clip_grad_norm_([p for _, p in trained(reference)], 1.0)
             for name, parameter in trained(parts):
                 torch.testing.assert_close(whole(parameter.grad), gradients[name], rtol=1e-5, atol=1e-7)
-            for which in (optimizer, other):
-                which.step()
-                which.zero_grad()
+            for either in (optimizer, other):
+                either.step()
+                either.zero_grad()
         best = copies_of(parts)
         save_training(folder, {"step": 3}, parts, optimizer, best=best)
         with torch.no_grad(), gathered(parts):
             if rank:  # the other does not look
                 torch.testing.assert_close(passes(parts, 9, 1), passes(reference, 9, 1))
-    assert all(one is two for one, two in zip(layers, trunk(parts).layers, strict=True))
+    assert all(one is two for one, two in zip(own, trunk(parts).layers, strict=True))
     same(parts, reference)
-    alone = model(frozen)
+    alone = model(which)
     fresh, kept = build_optimizer(alone, plan), copies_of(alone)
     assert load_training(folder, alone, fresh, best=kept) == {"step": 3}
     same(alone, reference)
@@ -88,7 +92,7 @@ def main(folder, frozen):
         assert slots.keys() == expected.keys()
         for slot, value in slots.items():
             torch.testing.assert_close(value, expected[slot], rtol=1e-4, atol=1e-7)
-    again = model(frozen)
+    again = model(which)
     with divided(again, True):
         load_training(folder, again, build_optimizer(again, plan))
     same(again, reference)
@@ -102,4 +106,4 @@ def same(one, two):
 
 if __name__ == "__main__":
     with join(["run"], shared=("run",)):
-        main(Path(sys.argv[1]) / "checkpoint", sys.argv[2] == "frozen")
+        main(Path(sys.argv[1]) / "checkpoint", sys.argv[2])

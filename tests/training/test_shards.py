@@ -13,7 +13,7 @@ from lasar.training.shards import clip_gradients, copies_of, copy_into, divided,
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("layers", ["trained", "frozen"])
+@pytest.mark.parametrize("layers", ["all", "some", "frozen"])
 def test_two_processes_with_parts_are_one_with_all(tmp_path, layers):
     script = Path(__file__).with_name("in_parts.py")
     words = [
