@@ -89,6 +89,15 @@ def test_what_the_study_decides_cannot_be_overridden(tmp_path):
         load_study(write(tmp_path), overrides=["seed=1"])
 
 
+STUDIES = [path for path in sorted(ROOT.glob("recipes/study/*.yaml")) if "\narms:" in path.read_text()]
+
+
+@pytest.mark.parametrize("file", STUDIES, ids=lambda path: path.stem)
+def test_every_study_of_the_project_can_be_run(file):
+    study = load_study(file)
+    assert study.root == Path("runs/study") / file.stem
+
+
 @pytest.mark.parametrize("file", sorted(ROOT.glob("recipes/study/stage2_*.yaml")), ids=lambda path: path.stem)
 def test_the_arms_of_a_committed_study_differ_as_they_say(file):
     study = load_study(file)
