@@ -117,16 +117,25 @@ def tell(value: object = None) -> Any:
     from torch import distributed
 
     box = [value]
-    with _others_alive():
+    with others_alive():
         distributed.broadcast_object_list(box, src=0)
     return box[0]
 
 
 @contextmanager
-def _others_alive() -> Iterator[None]:
+def others_alive() -> Iterator[None]:
+    """Around what processes do together: a failure of the process group, which speaks of sockets, gets a message.
+
+    Raises:
+        ArtifactError: another process has ended.
+    """
     try:
         yield
-    except RuntimeError:  # of the process group; what it says is about sockets
+    except RuntimeError as error:
+        from torch import distributed
+
+        if not isinstance(error, distributed.DistError) and "gloo" not in str(error):
+            raise  # ours: memory, a shape
         raise ArtifactError("another process of this command failed; its message says why") from None
 
 
@@ -139,7 +148,7 @@ def meet() -> None:
     if _joined.size > 1:
         from torch import distributed
 
-        with _others_alive():
+        with others_alive():
             distributed.barrier()
 
 
@@ -152,7 +161,7 @@ def add_up(tensor: "Tensor") -> "Tensor":
     if _joined.size > 1:
         from torch import distributed
 
-        with _others_alive():
+        with others_alive():
             distributed.all_reduce(tensor)
     return tensor
 
@@ -169,7 +178,7 @@ def gather(mine_n: NDArray[Any], count: int) -> NDArray[Any]:
     from torch import distributed
 
     parts: list[Any] = [None] * _joined.size
-    with _others_alive():
+    with others_alive():
         distributed.all_gather_object(parts, mine_n)
     whole = np.empty((count, *mine_n.shape[1:]), dtype=mine_n.dtype)
     for rank, part in enumerate(parts):
@@ -189,7 +198,7 @@ def gather_all(mine: list[Any], *, device: "torch.device") -> list[Any]:
     from torch import distributed
 
     parts: list[Any] = [None] * _joined.size
-    with _others_alive():
+    with others_alive():
         distributed.all_gather_object(parts, [moved(thing, "cpu") for thing in mine])
     count = sum(len(part) for part in parts)
     dealt = [parts[number % _joined.size][number // _joined.size] for number in range(count)]

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from lasar.errors import ConfigError
-from lasar.ranks import Ranks, add_up, gather, gather_all, join, moved, ranks, share_of, tell
+from lasar.errors import ArtifactError, ConfigError
+from lasar.ranks import Ranks, add_up, gather, gather_all, join, moved, others_alive, ranks, share_of, tell
 
 
 @dataclass(frozen=True)
@@ -55,3 +55,22 @@ def test_several_processes_do_not_each_do_what_one_should(monkeypatch, arguments
         join(arguments, shared=["run", "sft"]),
     ):
         pass
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:537] Connection reset by peer"),
+        torch.distributed.DistBackendError("NCCL error: remote process exited"),
+    ],
+)
+def test_a_lost_process_is_told_without_sockets(failure):
+    with pytest.raises(ArtifactError, match="another process of this command failed"), others_alive():
+        raise failure
+
+
+@pytest.mark.parametrize("failure", [RuntimeError("size mismatch"), torch.OutOfMemoryError("of the GPU")])
+def test_a_failure_of_our_own_keeps_its_words(failure):
+    with pytest.raises(RuntimeError) as raised, others_alive():
+        raise failure
+    assert raised.value is failure

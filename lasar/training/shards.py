@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from lasar.model.attention import causal_mask
 from lasar.model.backbone import trunk
-from lasar.ranks import add_up, ranks
+from lasar.ranks import add_up, others_alive, ranks
 
 if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
@@ -68,7 +68,8 @@ def gather(model: nn.Module) -> None:
     for layer in _shards(model):
         layer.set_requires_gradient_sync(False)
         layer.set_reshard_after_backward(False)
-        layer.unshard()
+        with others_alive():
+            layer.unshard()
 
 
 def add_up_gradients(model: nn.Module) -> None:
@@ -77,7 +78,8 @@ def add_up_gradients(model: nn.Module) -> None:
         return
     shards = _shards(model)
     if shards:
-        _pass_once(model, shards)
+        with others_alive():
+            _pass_once(model, shards)
     parameters = [parameter for _, parameter in trained(model)]
     whole_P = [parameter for parameter in parameters if not _is_part(parameter)]
     has_P = torch.tensor(
@@ -174,7 +176,10 @@ def part_of(value: Tensor, *, like: Tensor) -> Tensor:
 
 def whole(tensor: Tensor) -> Tensor:
     """A tensor of which processes hold parts, all of it; every process has to call it."""
-    full: Tensor = cast(Any, tensor).full_tensor() if _is_part(tensor) else tensor
+    if not _is_part(tensor):
+        return tensor
+    with others_alive():
+        full: Tensor = cast(Any, tensor).full_tensor()
     return full
 
 
