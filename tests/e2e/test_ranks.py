@@ -52,7 +52,7 @@ def command(shop: Path, run: str, *, processes: int, extra: tuple[str, ...] = ()
 
 
 def go(words: list[str], *, check: bool = True) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
     done = subprocess.run(words, capture_output=True, text=True, timeout=280, env=env)
     if check and done.returncode:
         pytest.fail(f"{' '.join(words[-4:])}\n{done.stdout[-2000:]}\n{done.stderr[-6000:]}")
@@ -153,7 +153,7 @@ def calm(both):
 def killed_in_training(shop: Path, run: str, *extra: str) -> None:
     """Start two processes, kill one when there is a checkpoint, and look at how they end."""
     words = command(shop, run, processes=2, extra=(*LONG, *extra))
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
     with subprocess.Popen(
         words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env
     ) as started:
