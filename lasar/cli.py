@@ -48,7 +48,8 @@ def main() -> None:
         handlers=[RichHandler(console=Console(stderr=True), show_path=False)],
     )
     logging.getLogger("lasar").setLevel(logging.INFO)
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # PyTorch: large pages on Linux, for what is made every step
+    # PyTorch, on Linux: large pages for what is made anew every step.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     try:
         with join(sys.argv[1:], shared=("run", *(s for s in STAGES if s not in BASELINES), "baseline")):
             code = app(standalone_mode=False)
