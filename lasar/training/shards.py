@@ -22,6 +22,8 @@ from lasar.ranks import add_up, others_alive, ranks
 if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
 
+_LARGE = 1 << 18  # numbers
+
 
 @contextmanager
 def divided(model: nn.Module, shard: bool) -> Iterator[None]:
@@ -89,25 +91,21 @@ def add_up_gradients(model: nn.Module) -> None:
         if has:
             parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
     gradients = [p.grad for p in whole_P if p.grad is not None]
-    if gradients:
-        flat = _room(sum(gradient.numel() for gradient in gradients), gradients[0])
-        torch.cat([gradient.flatten() for gradient in gradients], out=flat)
-        add_up(flat)
-        for gradient, total in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+    small = [gradient for gradient in gradients if not _alone(gradient)]
+    for gradient in filter(_alone, gradients):
+        add_up(gradient)
+    if small:
+        flat = torch.cat([gradient.flatten() for gradient in small])
+        for gradient, total in zip(small, add_up(flat).split([g.numel() for g in small]), strict=True):
             gradient.copy_(total.view_as(gradient))
     for parameter in parameters:
         if _is_part(parameter) and parameter.grad is not None:
             local(parameter.grad).mul_(ranks().size)  # FSDP makes means
 
 
-_rooms: dict[torch.device, Tensor] = {}  # made once: fresh memory for every step takes as long as adding up
-
-
-def _room(count: int, like: Tensor) -> Tensor:
-    room = _rooms.get(like.device)
-    if room is None or len(room) < count or room.dtype != like.dtype:
-        room = _rooms[like.device] = torch.empty(count, dtype=like.dtype, device=like.device)
-    return room[:count]
+def _alone(gradient: Tensor) -> bool:
+    # Many small ones travel together; of a large one a copy there and back would cost a third of its way.
+    return gradient.numel() >= _LARGE and gradient.is_contiguous()
 
 
 def _pass_once(model: nn.Module, shards: "Sequence[FSDPModule]") -> None:
