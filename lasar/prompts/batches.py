@@ -228,20 +228,21 @@ def _stack(rows: list[_Row], pad: int) -> TreeBatch:
     branch_width = max(len(row.branch) for row in rows)
     branch_BM = np.full((len(rows), branch_width), pad, dtype=np.int64)
     parents_BM = np.zeros((len(rows), branch_width), dtype=np.int64)
-    sources = []
-    for number, row in enumerate(rows):
+    for number, row in enumerate(rows if branch_width else ()):
         branch_BM[number, : len(row.branch)] = row.branch
-        parents_BM[number, : len(row.parents)] = np.where(
-            row.parents < 0, width - 1 - row.parents, row.parents
-        )
-        column = np.where(row.sources < 0, width - 1 - row.sources, row.sources)
-        sources.append(number * (width + branch_width) + column)
+        parents_BM[number, : len(row.parents)] = _columns(row.parents, width)
+    starts_B = np.arange(len(rows)) * (width + branch_width)
+    sources_P = _columns(np.concatenate([row.sources for row in rows]), width)
     return TreeBatch(
         ids_BK=np.concatenate([trunk_BT, branch_BM], axis=1),
         lengths_B=lengths_B,
         trunk_width=width,
         parents_BM=parents_BM,
-        sources_P=np.concatenate(sources),
+        sources_P=sources_P + np.repeat(starts_B, [len(row.sources) for row in rows]),
         targets_P=np.concatenate([row.targets for row in rows]),
         items_P=np.concatenate([row.items for row in rows]),
     )
+
+
+def _columns(places: Int64Array, trunk_width: int) -> Int64Array:
+    return np.where(places < 0, trunk_width - 1 - places, places)
