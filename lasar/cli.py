@@ -153,6 +153,7 @@ def recommend(
     depth: Annotated[
         str, typer.Option(help="Latent steps before answering: auto, sampled, or a number.")
     ] = "auto",
+    seed: Annotated[int, typer.Option(help="Of --depth sampled.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Print the best next items for a history or a known user."""
@@ -162,7 +163,7 @@ def recommend(
     orders = _orders(recommender, history, user)
     found = recommender.recommend(
         orders, k, exclude=exclude or (), allow=allow, exclude_seen=exclude_seen, beam_width=beam_width,
-        depth=depth_of(depth),
+        depth=depth_of(depth), seed=seed,
     )  # fmt: skip
     if as_json:
         print(json.dumps([item._asdict() for item in found], indent=1))

@@ -22,6 +22,7 @@ def score(
     exclude_seen: Annotated[bool, typer.Option(help="Never recommend an item of the history.")] = False,
     beam_width: Annotated[int, typer.Option(help="Beams of the search.")] = 50,
     depth: Annotated[str, typer.Option(help="Latent steps: auto, sampled, or a number.")] = "auto",
+    seed: Annotated[int, typer.Option(help="Of --depth sampled.")] = 0,
     model: Annotated[str | None, typer.Option(help="Training stage; the last by default.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     precision: Annotated[Literal["auto", "fp32", "bf16"], typer.Option(help="On CPUs.")] = "fp32",
@@ -35,8 +36,8 @@ def score(
     from lasar.scoring import Scoring, score_users
 
     scoring = Scoring(
-        k=k, beam_width=beam_width, exclude_seen=exclude_seen, depth=depth_of(depth), precision=precision,
-        part_users=part_users,
+        k=k, beam_width=beam_width, exclude_seen=exclude_seen, depth=depth_of(depth), seed=seed,
+        precision=precision, part_users=part_users,
     )  # fmt: skip
     elsewhere = None
     if engine == "ray":

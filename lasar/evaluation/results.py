@@ -4,6 +4,7 @@
 """
 
 import json
+import math
 import os
 import platform
 import subprocess
@@ -198,21 +199,21 @@ def count_parameters(model: Path) -> int:
     """Number of weights stored in a model folder (a tied weight is stored once).
 
     Raises:
-        DataError: there is no safetensors file.
+        DataError: there is no safetensors file, or one is damaged.
     """
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     files = sorted(model.glob("*.safetensors"))
     if not files:
         raise DataError(f"{model}: no .safetensors file to count parameters in")
     total = 0
     for file in files:
-        with safe_open(file, framework="np") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 (not a mapping)
-                size = 1
-                for length in tensors.get_slice(name).get_shape():
-                    size *= length
-                total += size
+        try:
+            with safe_open(file, framework="np") as tensors:
+                shapes = [tensors.get_slice(name).get_shape() for name in tensors.keys()]  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise DataError(f"{file}: damaged ({error}); make it again") from None
+        total += sum(math.prod(shape) for shape in shapes)
     return total
 
 

@@ -212,6 +212,17 @@ def test_the_command_recommends_at_a_depth(run, recommender):
     assert '"item_id"' in outputs[0]
 
 
+def test_a_sampled_depth_follows_its_seed(run):
+    def sampled(seed):
+        return lasar(
+            "recommend", str(run), "--history", "sku3", "--json", "--depth", "sampled", "--seed", str(seed)
+        ).output
+
+    outputs = [sampled(seed) for seed in range(8)]
+    assert outputs == [sampled(seed) for seed in range(8)]
+    assert len(set(outputs)) > 1
+
+
 @pytest.mark.parametrize("depth", ["deep", "-1", "1.5"])
 def test_a_depth_that_is_no_depth_is_refused(run, depth):
     done = lasar("recommend", str(run), "--history", "sku3", f"--depth={depth}")

@@ -134,6 +134,9 @@ def test_rows_of_a_run(tmp_path, monkeypatch):
 def test_parameters_need_a_model(tmp_path):
     with pytest.raises(DataError, match="safetensors"):
         count_parameters(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(DataError, match=r"model\.safetensors: damaged"):
+        count_parameters(tmp_path)
 
 
 def test_the_commit_says_whether_files_differ(tmp_path):
