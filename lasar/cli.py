@@ -100,7 +100,7 @@ def run(
         if until not in stages:
             raise ConfigError(f"--until {until}: no such stage in {recipe}{nearest(until, stages)}")
         stages = stages[: stages.index(until) + 1]
-    for stage in loaded.stages:  # a wrong path or name is found now, not when its stage begins
+    for stage in stages:  # a wrong path or name is found now, not when its stage begins
         STAGES[stage].sources(loaded.configs[stage])
         _check_inputs(loaded, stage, path=recipe)
     for stage in stages:

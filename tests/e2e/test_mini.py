@@ -169,7 +169,8 @@ def test_thoughts_are_read_with_the_anchors_of_their_training_only(finished, ins
 
 
 def test_a_run_can_stop_early(finished, shop, tmp_path):
-    lasar("run", *arguments(shop, tmp_path / "early"), "--until", "quantize")
+    later = "sft.backbone=./made_from_what_comes_before"
+    lasar("run", *arguments(shop, tmp_path / "early"), later, "--until", "quantize")
     assert not (tmp_path / "early" / "sft").exists()
 
 
