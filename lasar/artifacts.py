@@ -145,6 +145,7 @@ def _run_stage(name: str, module: StageModule, recipe: Recipe) -> bool:
                 "cpu_seconds": round(time.process_time() - cpu_started, 2),
             }
             write_json(partial / MANIFEST, manifest)
+            permit_as(partial / MANIFEST)
         except BaseException:
             shutil.rmtree(partial)
             raise
@@ -275,6 +276,14 @@ def write_json(path: Path, value: Any) -> None:
     partial = path.with_name(path.name + ".partial")
     partial.write_text(json.dumps(value, indent=1, default=_plain) + "\n", encoding="utf-8")
     partial.replace(path)
+
+
+def permit_as(usual: Path) -> None:
+    """Give every file beside and below one its permissions; safetensors files are born for their owner alone."""
+    mode = usual.stat().st_mode & 0o777
+    for path in usual.parent.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
 
 
 def _plain(value: Any) -> Any:

@@ -44,8 +44,10 @@ def texts_of_run(run: Path) -> list[str]:
     """Every title, item text and rationale of a run, each once.
 
     Raises:
-        ArtifactError: the run has no `prepare` artifact, or a file is damaged.
+        ArtifactError: there is no such run, it has no `prepare` artifact, or a file is damaged.
     """
+    if not run.is_dir():
+        raise ArtifactError(f"{run}: no such run folder; make it first: lasar run RECIPE --until rationalize")
     items = ItemTable.load(run / "prepare")
     texts = dict.fromkeys([*items.titles, *items.texts])
     path = run / "rationalize" / "rationales.parquet"

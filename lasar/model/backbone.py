@@ -16,7 +16,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from lasar.errors import ArtifactError, ConfigError, require
 from lasar.model.attention import set_attention
-from lasar.model.presets import PRESETS, check_backbone
+from lasar.model.presets import HOW_TO_GET, PRESETS, check_backbone
 from lasar.prompts.vocabulary import Normalise, Vocabulary
 
 disable_progress_bar()  # our own bars say what is going on
@@ -236,7 +236,7 @@ def add_residual_dropout(model: PreTrainedModel, probability: float) -> None:
 def _load_pretrained(name: str) -> PreTrainedModel:
     try:
         return AutoModelForCausalLM.from_pretrained(name, use_safetensors=True, dtype=torch.float32)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise _not_loadable(name, error) from None
 
 
@@ -247,15 +247,17 @@ def _random_weights(name: str, seed: int) -> PreTrainedModel:
             torch.manual_seed(seed)
             model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         return model
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise _not_loadable(name, error) from None
 
 
 def _not_loadable(name: str, error: Exception) -> ConfigError:
     reason = str(error).strip().splitlines()[0]
+    if Path(name).is_dir():
+        return ConfigError(f"backbone {name!r}: this folder holds no causal LM that loads: {reason}")
     return ConfigError(
-        f"backbone {name!r}: not a preset ({', '.join(PRESETS)}) "
-        f"and not a loadable causal LM folder or hub id: {reason}"
+        f"backbone {name!r}: neither a preset ({', '.join(PRESETS)}) nor a folder, and not to be had from the hub: "
+        f"{reason}; {HOW_TO_GET}"
     )
 
 

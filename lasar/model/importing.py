@@ -1,5 +1,6 @@
 """A pre-trained language model as a plain folder that `sft.backbone` takes: from GGUF, or from another folder."""
 
+import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,7 +11,7 @@ from tokenizers import Tokenizer
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from lasar.artifacts import file_sha256, write_json
+from lasar.artifacts import file_sha256, permit_as, write_json
 from lasar.errors import ConfigError, DataError, require
 from lasar.model.backbone import input_table, num_parameters, output_table
 from lasar.prompts.trimming import trim
@@ -49,13 +50,17 @@ def import_model(source: Path, out: Path, *, texts: Iterable[str] | None = None)
         tokenizer = trimmed.tokenizer
         keep_rows(model, torch.from_numpy(trimmed.old_ids))
         facts["texts"] = len(texts)
+        facts["texts_sha256"] = hashlib.sha256("\0".join(texts).encode()).hexdigest()
     facts |= {"tokens": len(input_table(model)), "parameters": num_parameters(model)}
+    if texts is not None:
+        facts["old_ids"] = trimmed.old_ids.tolist()  # of the tokens that were kept, by new id
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
         partial = Path(scratch) / "model"
         model.save_pretrained(partial, safe_serialization=True)
         tokenizer.save(str(partial / "tokenizer.json"))
         write_json(partial / FACTS_FILE, facts)
+        permit_as(partial / FACTS_FILE)
         partial.rename(out)
     return facts
 

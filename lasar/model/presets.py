@@ -7,6 +7,12 @@ from typing import Literal
 
 from lasar.errors import ConfigError, nearest
 
+_MODELS = "models"
+HOW_TO_GET = (
+    "a pre-trained model is a folder of config.json, model.safetensors and tokenizer.json, or made of a GGUF file: "
+    "lasar data get smollm2-135m-instruct, then lasar data import-model FILE.gguf FOLDER --texts-of RUN"
+)
+
 CodeStart = Literal["vectors", "text", "mean", "random"]
 
 PRESETS: Mapping[str, Mapping[str, int]] = MappingProxyType(
@@ -51,12 +57,22 @@ def check_backbone(name: str) -> None:
     Raises:
         ConfigError: no such preset or folder.
     """
-    looks_like_path = name.startswith((".", "/", "~"))
-    if name in PRESETS or Path(name).is_dir() or ("/" in name and not looks_like_path):
+    if name in PRESETS:
+        return
+    path, first = Path(name), name.partition("/")[0]
+    gguf = [path] if path.suffix == ".gguf" else sorted(path.glob("*.gguf"))
+    if gguf and not (path / "config.json").is_file():
+        raise ConfigError(
+            f"backbone {name!r}: a GGUF file becomes a model folder first: lasar data import-model {gguf[0]} "
+            f"{_MODELS}/NAME --texts-of RUN (a run up to rationalize: lasar run RECIPE --until rationalize); then "
+            f"sft.backbone={_MODELS}/NAME"
+        )
+    looks_like_path = first in (".", "..", "", "~", _MODELS) or Path(first).is_dir() or name.count("/") > 1
+    if path.is_dir() or ("/" in name and not looks_like_path):
         return
     what = "no such folder" if looks_like_path else f"no such preset or folder{nearest(name, PRESETS)}"
     raise ConfigError(
-        f"backbone {name!r}: {what}; presets: {', '.join(PRESETS)}; a hub id looks like owner/name"
+        f"backbone {name!r}: {what}; presets: {', '.join(PRESETS)}; a hub id looks like owner/name; {HOW_TO_GET}"
     )
 
 

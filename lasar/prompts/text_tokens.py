@@ -118,10 +118,10 @@ def pretrained_tokenizer(name: str) -> TextTokenizer:
         path = None
     if path is None:
         raise ConfigError(
-            f"sft.backbone: {name}: has no tokenizer.json (at most a slow tokenizer), which sft.text.tasks need; "
-            f"write one: AutoTokenizer.from_pretrained({name!r}).save_pretrained({name!r})"
+            f"sft.backbone: {name}: has no tokenizer.json, with which text tasks and code_init=text read; put one "
+            "there (AutoTokenizer.from_pretrained(WHERE THE MODEL IS FROM).save_pretrained(FOLDER) writes it)"
         )
-    return TextTokenizer(_open(Path(path), "give another backbone, or no sft.text.tasks", ConfigError))
+    return TextTokenizer(_open(Path(path), "give another backbone, or do without text", ConfigError))
 
 
 def _open(path: Path, fix: str, error: type[ArtifactError] | type[ConfigError]) -> Tokenizer:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lasar import __version__
-from lasar.artifacts import MANIFEST, file_sha256, read_manifest, write_json
+from lasar.artifacts import MANIFEST, file_sha256, permit_as, read_manifest, write_json
 from lasar.data.interactions import Interactions, ItemTable
 from lasar.errors import ArtifactError, DataError
 from lasar.recommender import Recommender, last_trained
@@ -82,6 +82,7 @@ def export_run(
             "files": files,
         }
         write_json(partial / EXPORT_FILE, facts)
+        permit_as(partial / EXPORT_FILE)
         out.parent.mkdir(parents=True, exist_ok=True)
         partial.rename(out)
     except OSError as error:

@@ -5,6 +5,7 @@ scratch or any Hugging Face causal LM. Validation is the real task, ranking by b
 Beyond the paper: text tasks (of LC-Rec and OneRec-Think) may stand among the histories; they are off by default.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from lasar.sid.catalog import SidCatalog
     from lasar.training.fit import FitPlan
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config(StageConfig):
@@ -34,7 +37,7 @@ class Config(StageConfig):
     in_ranks = True
 
     backbone: str = "1m"
-    """A preset trained from scratch (tiny, 1m, 4m, 12m), or the path or hub id of a causal LM."""
+    """A preset trained from scratch (tiny, 500k, 1m, 4m, 12m), or the path or hub id of a causal LM."""
     weights: Weights = field(default_factory=Weights)
     """Where the weights start, and which of them are trained."""
     epochs: Annotated[int, pydantic.Field(ge=1)] = 20
@@ -114,6 +117,8 @@ def run(config: Config, context: StageContext) -> None:
     )  # fmt: skip
     orders, text_size = interactions.split_kind == "last_basket", text.size if text else 0
     backbone = _initial_backbone(config, context, catalog, orders=orders, text_size=text_size)
+    if config.dropout and config.backbone not in PRESETS:
+        logger.info("sft.dropout=%g: of presets only, a pre-trained model trains without", config.dropout)
     vocabulary = backbone.vocabulary
     tokens_IL = vocabulary.item_tokens(catalog.codes_IL)
     sequences = interactions.train_sequences(reserved=False)

@@ -204,9 +204,17 @@ def refuse_uneven(accumulate: int, stage: str) -> None:
 
 
 def build_optimizer(model: nn.Module, plan: FitPlan) -> torch.optim.Optimizer:
-    """AdamW; matrices decay, vectors do not; a group's `share` is its part of the learning rate."""
+    """AdamW; matrices decay, vectors do not; a group's `share` is its part of the learning rate.
+
+    Raises:
+        ConfigError: layers are to learn at rates of their own, but which weights are in which cannot be told.
+    """
     groups: dict[tuple[int, bool, bool], list[nn.Parameter]] = {}
     layers = [_layer_of(name) for name, _ in trained(model)]
+    if plan.layer_decay != 1.0 and all(_layer_of(name) is None for name, _ in model.named_parameters()):
+        raise ConfigError(
+            f"layer_decay={plan.layer_decay:g}: this model's layers have no names that we know; set 1"
+        )
     top = max((layer for layer in layers if layer is not None), default=0)
     for layer, (_, parameter) in zip(layers, trained(model), strict=True):
         below = 0 if layer is None or plan.layer_decay == 1.0 else top - layer
@@ -226,7 +234,7 @@ def build_optimizer(model: nn.Module, plan: FitPlan) -> torch.optim.Optimizer:
 
 
 def _layer_of(name: str) -> int | None:
-    found = re.search(r"\.layers\.(\d+)\.", name)
+    found = re.search(r"\.(?:layers|h|blocks)\.(\d+)\.", name)  # what decoders call them
     return int(found[1]) if found else None
 
 

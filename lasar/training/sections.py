@@ -66,11 +66,19 @@ def check_phases(weights: Weights, text: Text, *, backbone: str) -> None:
     """Refuse a phase that would have nothing to do.
 
     Raises:
-        ConfigError: no old rows beside new ones, or no text to align with.
+        ConfigError: no old rows beside new ones, no text to align with, or random weights in a place that wants others.
     """
     if weights.new_rows_first and backbone in PRESETS:
         raise ConfigError(
             f"sft.weights.new_rows_first: {backbone!r} is a preset, all of whose weights are new; set 0"
+        )
+    if not weights.pretrained and weights.lora_rank:
+        raise ConfigError(
+            "sft.weights.lora_rank: adapters would stand on random layers that never learn (pretrained=false); set 0"
+        )
+    if not weights.pretrained and weights.code_init in ("text", "mean"):
+        raise ConfigError(
+            f"sft.weights.code_init={weights.code_init}: with pretrained=false no word means anything; set vectors"
         )
     if text.align_first and not text.tasks:
         raise ConfigError(

@@ -1,3 +1,6 @@
+import json
+import shutil
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
@@ -133,8 +136,30 @@ def test_unknown_backbone_names_the_presets():
 def test_backbones_that_cannot_exist_are_refused_without_asking_a_hub():
     with pytest.raises(ConfigError, match="did you mean '1m'"):
         build("1mm")
-    with pytest.raises(ConfigError, match="no such folder"):
-        build("/no/such/folder")
+    for name in ("/no/such/folder", "models/smollm2", "a/b/c"):
+        with pytest.raises(ConfigError, match=r"no such folder.*lasar data import-model"):
+            build(name)
+
+
+def test_a_gguf_file_says_how_it_is_imported(tmp_path):
+    (tmp_path / "small.gguf").touch()
+    for name in (tmp_path / "small.gguf", tmp_path):
+        with pytest.raises(ConfigError, match=rf"import-model {tmp_path}/small\.gguf models/NAME"):
+            build(str(name))
+
+
+@pytest.mark.parametrize("damage", ["weights", "sizes"])
+def test_a_damaged_backbone_is_one_line(pretrained, tmp_path, damage):
+    folder = tmp_path / "copy"
+    shutil.copytree(pretrained, folder)
+    if damage == "weights":
+        (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:300])
+    else:
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"hidden_size": 2 * config["hidden_size"]}))
+    with pytest.raises(ConfigError, match="this folder holds no causal LM that loads") as raised:
+        build(str(folder))
+    assert "\n" not in str(raised.value)
 
 
 def test_damaged_model_is_one_line(tmp_path):

@@ -116,6 +116,10 @@ def test_the_logits_of_the_kept_tokens_stay(tmp_path, tied):
     tokenizer = write_model(tmp_path / "whole", tied=tied)
     facts = import_model(tmp_path / "whole", tmp_path / "small", texts=SHOP)
     assert facts == read_json(tmp_path / "small" / "import.json")
+    assert {(tmp_path / "small" / name).stat().st_mode for name in ("model.safetensors", "import.json")} == {
+        (tmp_path / "small" / "import.json").stat().st_mode
+    }
+    assert len(facts["old_ids"]) == facts["tokens"]
     assert facts["tokens"] < facts["tokens_before"] == tokenizer.get_vocab_size() + 5
     whole = AutoModelForCausalLM.from_pretrained(tmp_path / "whole").eval()
     small = AutoModelForCausalLM.from_pretrained(tmp_path / "small").eval()

@@ -206,6 +206,18 @@ def test_what_cannot_be_is_refused_before_anything_runs(values, message):
         sft.sources(config(**values))
 
 
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ({"lora_rank": 4}, "adapters would stand on random layers"),
+        ({"code_init": "mean"}, "code_init=mean: with pretrained=false no word means anything"),
+    ],
+)
+def test_a_control_without_pre_training_takes_nothing_from_it(words_model, weights, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        sft.sources(config(backbone=words_model, weights={"pretrained": False, **weights}))
+
+
 def test_random_rows_among_words_are_refused(words_model):
     with pytest.raises(ConfigError, match="is a pre-trained model; set vectors, text or mean"):
         sft.sources(config(backbone=words_model, weights={"code_init": "random"}))

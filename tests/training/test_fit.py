@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from lasar.errors import TrainingError
+from lasar.errors import ConfigError, TrainingError
 from lasar.model import precision
 from lasar.training import checkpoints
 from lasar.training.fit import FitPlan, build_optimizer, fit, scheduled, write_curve
@@ -257,6 +257,18 @@ def test_layers_below_learn_more_slowly():
         "model.layers.2.weight": (1.0, 0.1), "model.layers.2.bias": (1.0, 0.0),
     }  # fmt: skip
     assert len(build_optimizer(model, FitPlan(epochs=1, learning_rate=1.0)).param_groups) == 2
+
+
+@pytest.mark.parametrize("name", ["h", "blocks"])
+def test_layers_by_other_names_learn_more_slowly_too(name):
+    model = nn.ModuleDict({"model": nn.ModuleDict({name: nn.ModuleList(nn.Linear(2, 2) for _ in range(2))})})
+    optimizer = build_optimizer(model, FitPlan(epochs=1, learning_rate=1.0, layer_decay=0.5))
+    assert {group["share"] for group in optimizer.param_groups} == {0.5, 1.0}
+
+
+def test_layers_that_cannot_be_told_are_refused():
+    with pytest.raises(ConfigError, match=r"layer_decay=0\.5: this model's layers"):
+        build_optimizer(nn.Linear(2, 2), FitPlan(epochs=1, learning_rate=1.0, layer_decay=0.5))
 
 
 def test_the_schedule_keeps_the_share_of_every_layer(tmp_path):
