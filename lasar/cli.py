@@ -5,7 +5,6 @@ A user's mistake is one line on stderr and exit status 2; an interrupt says how 
 
 import json
 import logging
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -48,8 +47,6 @@ def main() -> None:
         handlers=[RichHandler(console=Console(stderr=True), show_path=False)],
     )
     logging.getLogger("lasar").setLevel(logging.INFO)
-    # PyTorch, on Linux: large pages for what is made anew every step.
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     try:
         with join(sys.argv[1:], shared=("run", *(s for s in STAGES if s not in BASELINES), "baseline")):
             code = app(standalone_mode=False)

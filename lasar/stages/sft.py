@@ -117,8 +117,6 @@ def run(config: Config, context: StageContext) -> None:
     )  # fmt: skip
     orders, text_size = interactions.split_kind == "last_basket", text.size if text else 0
     backbone = _initial_backbone(config, context, catalog, orders=orders, text_size=text_size)
-    if config.dropout and config.backbone not in PRESETS:
-        logger.info("sft.dropout=%g: of presets only, a pre-trained model trains without", config.dropout)
     vocabulary = backbone.vocabulary
     tokens_IL = vocabulary.item_tokens(catalog.codes_IL)
     sequences = interactions.train_sequences(reserved=False)
@@ -198,6 +196,8 @@ def _initial_backbone(
         item_answers=config.weights.item_answers,
     )  # fmt: skip
     if config.backbone not in PRESETS:
+        if config.dropout:
+            logger.info("sft.dropout=%g: of presets only, a pre-trained model trains without", config.dropout)
         check_tree_attention(backbone.model, max_tokens=backbone.vocabulary.max_tokens)
     place_new_rows(
         backbone, config.weights.code_init, name=config.backbone, codes_IL=catalog.codes_IL,
