@@ -100,6 +100,12 @@ def only_new_rows(model: nn.Module, vocabulary: Vocabulary) -> Iterator[None]:
             parameter.requires_grad_(before)
 
 
+def num_new_weights(model: nn.Module, vocabulary: Vocabulary) -> int:
+    """How many weights those embeddings have."""
+    tables = {id(table): table for table in (input_table(model), output_table(model))}
+    return sum(table[vocabulary.base_size :].numel() for table in tables.values())
+
+
 def _turned(flat: Tensor, width: int) -> Tensor:
     # The leading principal directions keep distances best; a random rotation spreads them over the channels.
     _, _, directions = torch.linalg.svd(flat, full_matrices=False)

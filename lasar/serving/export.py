@@ -6,6 +6,7 @@ The folder is laid out like a run folder, so `lasar serve`, `Recommender.load` a
 
 import shutil
 from collections.abc import Iterable
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ EXPORT_FILE = "export.json"
 
 _PREPARE_FILES = ("items.parquet", "summary.json")
 _USER_FILES = ("users.parquet", "interactions.parquet")
-_MODEL_LEFT_OUT = ("curve.jsonl", "metrics.json")
+_MODEL_LEFT_OUT = ("curve*.jsonl", "metrics.json")
 
 
 def export_run(
@@ -103,7 +104,10 @@ def _copy_prepare(source: Path, target: Path, *, users: bool) -> None:
 
 def _copy_stage(source: Path, target: Path, *, left_out: Iterable[str] = ()) -> None:
     names = [path.relative_to(source).as_posix() for path in sorted(source.rglob("*")) if path.is_file()]
-    _copy_files(source, target, [name for name in names if name not in {MANIFEST, *left_out}])
+    left_out = (MANIFEST, *left_out)
+    _copy_files(
+        source, target, [name for name in names if not any(fnmatch(name, pattern) for pattern in left_out)]
+    )
     _copy_manifest(source, target)
 
 

@@ -23,7 +23,7 @@ from lasar.ranks import ranks
 
 TEMPERATURES = (1.0, 0.7, 0.5, 0.3)  # of equal mixtures the first is taken
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-_LEFT_OUT = (MANIFEST, "curve.jsonl", "metrics.json")
+_LEFT_OUT = (MANIFEST, "curve*.jsonl", "metrics.json")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -104,7 +104,7 @@ def run(config: Config, context: StageContext) -> None:
     from lasar.prompts.latent_batches import LatentBatch, latent_batches
     from lasar.prompts.text_tokens import TOKENIZER_FILE
     from lasar.sid.catalog import SidCatalog
-    from lasar.training.estimate import rehearse_and_fit
+    from lasar.training.estimate import Phase, rehearse_and_fit
     from lasar.training.fit import FitPlan, write_curve
     from lasar.training.latent_objective import LatentObjective
     from lasar.training.validation import answer_nll, validation_metrics
@@ -121,19 +121,20 @@ def run(config: Config, context: StageContext) -> None:
     valid = interactions.cases(SPLIT_VALID).subset(config.validation.users, context.seed)
 
     def batches(
-        chosen: "list[TrainSequence]", epoch: int, split_orders: float, early: float
+        epoch: int, chosen: "list[TrainSequence]" = sequences, plain: bool = False
     ) -> list[LatentBatch]:
         return latent_batches(
             chosen, ranker.tokens_IL, vocabulary=reasoner.vocabulary, steps=store.steps, max_depth=store.max_depth,
             depth=depth, fallback_depth=store.typical_depth, batch_tokens=config.batch_tokens, seed=context.seed,
-            train_targets=interactions.train_targets, epoch=epoch, split_orders=split_orders, early_answers=early,
+            train_targets=interactions.train_targets, epoch=epoch, split_orders=0.0 if plain else config.split_orders,
+            early_answers=0.0 if plain else config.loop.early_answers,
         )  # fmt: skip
 
     objective = LatentObjective(
         reasoner=reasoner, trie=ranker.trie, fetch=lambda index_S: torch.from_numpy(store.vectors_AD[index_S.numpy()]),
         alignment=config.alignment, alpha=0.0, beta=config.depth_weight if depth is None else 0.0,
     )  # fmt: skip
-    sample = batches(sequences[:: max(1, len(sequences) // config.probe_users)], 0, 0.0, 0.0)
+    sample = batches(0, sequences[:: max(1, len(sequences) // config.probe_users)], plain=True)
 
     def measure(cases: EvalCases = valid) -> dict[str, float]:
         return {"nll": answer_nll(ranker, cases)} | objective.probe(sample)
@@ -142,15 +143,14 @@ def run(config: Config, context: StageContext) -> None:
     if config.alignment != "none" and start.get("probe_alignment"):
         alpha = config.alignment_share * start["probe_ce"] / start["probe_alignment"]
         objective = replace(objective, alpha=alpha)
-    result = rehearse_and_fit(
-        reasoner,
-        plan=FitPlan(
-            epochs=config.epochs, learning_rate=config.learning_rate, weight_decay=config.weight_decay,
-            accumulate=config.accumulate, precision=config.precision, ema_decay=config.ema_decay,
-            patience=config.validation.patience, seed=context.seed,
-        ), shard=context.shard_layers,
-        batches=lambda epoch: batches(sequences, epoch, config.split_orders, config.loop.early_answers),
-        loss=objective, cases=valid, checkpoint_dir=context.scratch / "checkpoint", description="latent_sft",
+    plan = FitPlan(
+        epochs=config.epochs, learning_rate=config.learning_rate, weight_decay=config.weight_decay,
+        accumulate=config.accumulate, precision=config.precision, ema_decay=config.ema_decay,
+        patience=config.validation.patience, seed=context.seed,
+    )  # fmt: skip
+    (result,) = rehearse_and_fit(
+        reasoner, phases=[Phase(name="latent_sft", plan=plan, batches=batches)], loss=objective, cases=valid,
+        scratch=context.scratch, shard=context.shard_layers,
         validate=lambda few: measure(few) | validation_metrics(ranker, few, exclude_seen=not interactions.has_repeats),
     )  # fmt: skip
     save_reasoner(reasoner, context.output)

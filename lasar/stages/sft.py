@@ -7,7 +7,7 @@ Beyond the paper: text tasks (of LC-Rec and OneRec-Think) may stand among the hi
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -95,15 +95,15 @@ def run(config: Config, context: StageContext) -> None:
     from lasar.data.interactions import SPLIT_VALID, Interactions
     from lasar.decoding.ranker import Ranker
     from lasar.model.backbone import best_device, move, num_parameters, save_backbone
-    from lasar.model.new_rows import only_new_rows
     from lasar.model.reasoner import without_reasoning
     from lasar.prompts.batches import TreeBatch, epoch_batches
     from lasar.prompts.text_tasks import TextBatch
     from lasar.prompts.text_tokens import keep_tokenizer
     from lasar.sid.catalog import SidCatalog
     from lasar.training.estimate import rehearse_and_fit
-    from lasar.training.fit import FitResult, write_curve
+    from lasar.training.fit import write_curve
     from lasar.training.losses import tree_loss
+    from lasar.training.phases import stage1_phases
     from lasar.training.text_loss import text_loss
     from lasar.training.text_sources import load_text
     from lasar.training.validation import validation_metrics
@@ -142,21 +142,18 @@ def run(config: Config, context: StageContext) -> None:
         forget = config.weights.forget_items
         return tree_loss(model, batch, vocabulary=vocabulary, trie=ranker.trie, forget=forget).total
 
-    def train(name: str, plan: "FitPlan", words: bool) -> FitResult:
-        return rehearse_and_fit(
-            backbone.model, plan=plan, batches=lambda epoch: batches(epoch, words), loss=loss, validate=validate,
-            cases=valid, checkpoint_dir=context.scratch / name, description=name, shard=context.shard_layers,
-        )  # fmt: skip
-
-    plan, aligned = _plan(config, context.seed), config.text.align_first
-    if config.weights.new_rows_first:
-        with only_new_rows(backbone.model, vocabulary):  # weight decay would move old rows, too
-            train("sft_new_rows", replace(plan, epochs=config.weights.new_rows_first, weight_decay=0.0), True)
-    if aligned:
-        train("sft_align", replace(plan, epochs=aligned), True)
-    result = train("sft", plan, not aligned)
+    phases = stage1_phases(
+        _plan(config, context.seed), new_rows_first=config.weights.new_rows_first, align_first=config.text.align_first,
+        backbone=backbone, batches=batches,
+    )  # fmt: skip
+    *before, result = rehearse_and_fit(
+        backbone.model, phases=phases, loss=loss, validate=validate, cases=valid, scratch=context.scratch,
+        shard=context.shard_layers,
+    )  # fmt: skip
     save_backbone(backbone, context.output)
     write_curve(context.output / "curve.jsonl", result.curve)
+    for phase, earlier in zip(phases, before, strict=False):
+        write_curve(context.output / f"curve_{phase.name.removeprefix('sft_')}.jsonl", earlier.curve)
     if text:
         text.tokenizer.save(context.output)
     elif config.backbone not in PRESETS:

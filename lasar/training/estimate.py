@@ -5,6 +5,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -52,67 +53,103 @@ class Estimate:
     validation_s: float
     memory: int
 
+    @property
+    def seconds(self) -> float:
+        """Of all of it."""
+        return self.training_s + self.validation_s
+
     def line(self, stage: str) -> str:
         """One line for people."""
-        memory = f", {self.memory / 1e9:,.1f} GB" if self.memory else ""
         return (
             f"{stage}: trains {self.parameters / 1e6:,.1f} M weights in {self.steps:,} steps; about "
-            f"{_spoken(self.training_s + self.validation_s)} here "
-            f"({_spoken(self.validation_s)} of it validation){memory}"
+            f"{_spoken(self.seconds)} here ({_spoken(self.validation_s)} of it validation){_size(self.memory)}"
         )
 
     def afterwards(self, stage: str, *, seconds: float, memory: int) -> str:
         """One line for people, when it is over; early stopping makes it shorter than was said."""
-        said = _spoken(self.training_s + self.validation_s)
+        said = _spoken(self.seconds)
         sizes = (
             f", {memory / 1e9:,.1f} GB (expected {self.memory / 1e9:,.1f})" if memory and self.memory else ""
         )
         return f"{stage}: took {_spoken(seconds)} (expected {said}){sizes}"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """One training of those that a stage does in a row, on the same weights.
+
+    Attributes:
+        name: of its checkpoint and in what is said.
+        plan: how to train.
+        batches: epoch to that epoch's batches.
+        scope: within it, those weights can be trained that this phase trains.
+        moving: how many weights that are, where some of what can be trained stays as it is; 0: all.
+    """
+
+    name: str
+    plan: FitPlan
+    batches: Callable[[int], Sequence[SizedBatch]]
+    scope: Callable[[], AbstractContextManager[None]] = nullcontext
+    moving: int = 0
+
+
 def rehearse_and_fit(
     model: nn.Module,
     *,
-    plan: FitPlan,
-    batches: Callable[[int], Sequence[SizedBatch]],
+    phases: Sequence[Phase],
     loss: LossFunction,
     validate: Callable[[EvalCases], dict[str, float]],
     cases: EvalCases,
-    checkpoint_dir: Path,
-    description: str,
+    scratch: Path,
     shard: bool = False,
-) -> FitResult:
-    """`fit`, after one line on what it will cost; a training that goes on from a checkpoint is not rehearsed again.
+) -> list[FitResult]:
+    """`fit` every phase, after one line on what each will cost, and one on all of them.
+
+    A phase that goes on from a checkpoint is not rehearsed again.
 
     Args:
         model: trained in place.
-        plan: how to train.
-        batches: epoch to that epoch's batches.
+        phases: in their order.
         loss: of a batch.
         validate: validation users to metrics of the model.
         cases: the validation users.
-        checkpoint_dir: of the training.
-        description: of the training.
+        scratch: holds a checkpoint of every phase.
         shard: divide the decoder layers among processes, if there are several; see `lasar.training.shards`.
+
+    Returns:
+        Of every phase.
     """
-    expected = None
-    with divided(model, shard):
-        if not checkpoint_dir.exists():
-            some = [cases.subset(count, plan.seed) for count in (_FEW, _SOME)]
-            expected = estimate(
-                model, plan=plan, batches=batches(0), loss=loss, users=[*map(len, some), len(cases)],
+    expected = {}
+    for phase in phases:
+        if (scratch / phase.name).exists():
+            continue
+        some = [cases.subset(count, phase.plan.seed) for count in (_FEW, _SOME)]
+        with phase.scope(), divided(model, shard):
+            found = estimate(
+                model, plan=phase.plan, batches=phase.batches(0), loss=loss, users=[*map(len, some), len(cases)],
                 validate=[partial(validate, part) for part in some],
             )  # fmt: skip
-            say(expected.line(description))
+        expected[phase.name] = replace(found, parameters=phase.moving or found.parameters)
+        say(expected[phase.name].line(phase.name))
+    if len(expected) > 1:
+        seconds = sum(found.seconds for found in expected.values())
+        memory = max(found.memory for found in expected.values())
+        say(f"{', '.join(expected)}: about {_spoken(seconds)} in all{_size(memory)}")
+    results = []
+    for phase in phases:
         began = time.perf_counter()
-        result = fit(
-            model, plan=plan, batches=batches, loss=loss, validate=lambda _: validate(cases),
-            checkpoint_dir=checkpoint_dir, description=description,
-        )  # fmt: skip
-    if expected is not None:
-        taken = time.perf_counter() - began
-        say(expected.afterwards(description, seconds=taken, memory=peak(next(model.parameters()).device)))
-    return result
+        with phase.scope(), divided(model, shard):
+            device = next(model.parameters()).device
+            forget_peak(device)
+            result = fit(
+                model, plan=phase.plan, batches=phase.batches, loss=loss, validate=lambda _: validate(cases),
+                checkpoint_dir=scratch / phase.name, description=phase.name,
+            )  # fmt: skip
+        results.append(result)
+        if phase.name in expected:
+            taken = time.perf_counter() - began
+            say(expected[phase.name].afterwards(phase.name, seconds=taken, memory=peak(device)))
+    return results
 
 
 def say(line: str) -> None:
@@ -212,6 +249,10 @@ def peak(device: torch.device) -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     line = next((line for line in status.splitlines() if line.startswith("VmHWM:")), "VmHWM: 0")
     return int(line.split()[1]) * 1024
+
+
+def _size(memory: int) -> str:
+    return f", {memory / 1e9:,.1f} GB" if memory else ""
 
 
 def _spoken(seconds: float) -> str:

@@ -188,8 +188,10 @@ def test_align_first_has_text_in_its_own_epochs_alone(train, monkeypatch):
         ("first", {"align_first": 1}),
     ):
         read.clear()
-        train(name, text={**ALIGN, **phases}, epochs=6)
+        folder = train(name, text={**ALIGN, **phases}, epochs=6)
         counts[name] = len(read)
+        curves = {path.name: len(path.read_text().splitlines()) for path in folder.glob("curve*.jsonl")}
+        assert curves == {"curve.jsonl": 6} | ({"curve_align.jsonl": 1} if phases else {})
     assert counts["to_the_end"] > 3 * counts["first"] > 0
 
 

@@ -1,4 +1,6 @@
 import re
+import shutil
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ from torch import nn
 
 from lasar.data.interactions import EvalCases
 from lasar.training import estimate as module
-from lasar.training.estimate import Estimate, estimate, rehearse_and_fit
+from lasar.training.estimate import Estimate, Phase, estimate, rehearse_and_fit
 from lasar.training.fit import FitPlan
 
 PLAN = FitPlan(epochs=3, learning_rate=1.0, precision="fp32", accumulate=2, ema_decay=0.9)
@@ -98,9 +100,9 @@ def test_said_once_before_training_and_not_again_when_it_goes_on(model, clock, t
         targets=[one] * 100,
     )
     for _ in range(2):
-        result = rehearse_and_fit(
-            model, plan=PLAN, batches=lambda _: [Batch(1), Batch(2)], loss=clock.loss, validate=validate, cases=cases,
-            checkpoint_dir=tmp_path / "checkpoint", description="sft",
+        (result,) = rehearse_and_fit(
+            model, phases=[Phase(name="sft", plan=PLAN, batches=lambda _: [Batch(1), Batch(2)])], loss=clock.loss,
+            validate=validate, cases=cases, scratch=tmp_path,
         )  # fmt: skip
     assert result.best_epoch == 1
     assert seen == [8, 8, 64, 100, 100, 100]
@@ -108,6 +110,44 @@ def test_said_once_before_training_and_not_again_when_it_goes_on(model, clock, t
     assert len(said) == 2
     assert re.match(r"sft: trains 0.0 M weights in 3 steps; about ", said[0])
     assert re.match(r"sft: took 0 s \(expected 0 s\), \d+\.\d GB \(expected \d+\.\d\)", said[1])
+
+
+def test_phases_are_rehearsed_before_the_first_begins_and_added_up(model, clock, tmp_path, capsys):
+    inside, order = [], []
+
+    @contextmanager
+    def scope():
+        inside.append(True)
+        yield
+        inside.pop()
+
+    def loss(model, batch):
+        order.append(("new" if inside else "all", batch.num_targets))
+        return clock.loss(model, batch)
+
+    one = np.zeros(1, dtype=np.int32)
+    cases = EvalCases(user_index=np.arange(1, dtype=np.int32), histories=[one], baskets=[one], targets=[one])
+    plan = FitPlan(epochs=2, learning_rate=0.1, precision="fp32")
+    phases = [
+        Phase(name="first", plan=plan, batches=lambda _: [Batch(10_000)], scope=scope, moving=3_000_000),
+        Phase(name="second", plan=plan, batches=lambda _: [Batch(20_000)]),
+    ]
+    kwargs = {"loss": loss, "validate": lambda _: {"ndcg@10": 1.0}, "cases": cases, "scratch": tmp_path}
+    results = rehearse_and_fit(model, phases=phases, **kwargs)
+    assert [len(result.curve) for result in results] == [2, 2]
+    assert (
+        order == [("new", 10_000)] * 5 + [("all", 20_000)] * 5 + [("new", 10_000)] * 2 + [("all", 20_000)] * 2
+    )
+    said = capsys.readouterr().err
+    assert re.search(r"^first: trains 3\.0 M weights in 2 steps; about 20 s here", said, re.MULTILINE)
+    assert re.search(r"^first, second: about 60 s in all, \d+\.\d GB$", said, re.MULTILINE)
+
+    shutil.rmtree(tmp_path / "second")  # the first is finished, the second has not begun
+    rehearse_and_fit(model, phases=phases, **kwargs)
+    said = capsys.readouterr().err
+    assert "second: trains" in said
+    assert "first: trains" not in said
+    assert "in all" not in said
 
 
 @pytest.mark.parametrize(
