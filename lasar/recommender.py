@@ -19,6 +19,7 @@ from lasar.errors import ArtifactError, ConfigError, UnknownItemError, nearest
 from lasar.model.backbone import best_device
 from lasar.model.precision import PrecisionChoice, choose_precision
 from lasar.model.reasoner import Depth, load_reasoner
+from lasar.ranks import tell
 from lasar.sid.catalog import SidCatalog
 
 _BF16_WIDTH = 256  # of a model from which on bf16 is faster at every batch size (benchmarks/engine.py)
@@ -120,7 +121,7 @@ class Recommender:
         reasoner = load_reasoner(model, device=_device(device)).requires_grad_(
             False
         )  # frozen: see decision 0004
-        chosen = choose_precision(precision, reasoner.backbone, narrowest=_BF16_WIDTH)
+        chosen = tell(choose_precision(precision, reasoner.backbone, narrowest=_BF16_WIDTH))
         counts = Counts.load(model) if (model / COUNTS_FILE).is_file() else None
         memory = PromptMemory(prompt_memory_mb * 1_000_000) if prompt_memory_mb else None
         ranker = Ranker(reasoner, codes_IL=catalog.codes_IL, precision=chosen, counts=counts, memory=memory)

@@ -1,6 +1,7 @@
 """Opening a trained artifact to evaluate it, whether it is our model or a baseline."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,19 @@ from lasar.model.reasoner import Depth
 Rank = Callable[[list[Items], list[Items], Depth], Ranked]
 
 
+@dataclass(frozen=True)
+class Opened:
+    """A trained model, ready.
+
+    Attributes:
+        rank: histories, baskets and depth to lists.
+        engine: which path computes, in which precision.
+    """
+
+    rank: Rank
+    engine: str
+
+
 def open_ranker(
     folder: Path,
     *,
@@ -29,8 +43,8 @@ def open_ranker(
     exclude_seen: bool,
     seed: int,
     precision: PrecisionChoice = "fp32",
-) -> Rank:
-    """A trained model as a function of histories, baskets and depth.
+) -> Opened:
+    """Open a trained model.
 
     Args:
         folder: artifact of the stage that trained it.
@@ -55,8 +69,17 @@ def open_ranker(
         )
         if (folder / WRITING_FILE).is_file():
             recommender.ranker.reasoner = load_writing(folder, recommender.ranker.reasoner.backbone)
-        return lambda histories, baskets, depth: recommender.rank(
-            histories, baskets, k=k, beam_width=beam_width, exclude_seen=exclude_seen, depth=depth, seed=seed
+        return Opened(
+            lambda histories, baskets, depth: recommender.rank(
+                histories,
+                baskets,
+                k=k,
+                beam_width=beam_width,
+                exclude_seen=exclude_seen,
+                depth=depth,
+                seed=seed,
+            ),
+            engine=recommender.ranker.engine,
         )
     trained = Trained.load(
         folder, device=best_device() if device == "auto" else device, beam_width=beam_width
@@ -77,4 +100,4 @@ def open_ranker(
             items_QK, scores_QK = items_QW[:, :k], scores_QW[:, :k]
         return Ranked(items_QK, scores_QK, np.zeros(len(histories), dtype=np.int32))
 
-    return rank
+    return Opened(rank, engine="fp32")

@@ -74,7 +74,7 @@ def run(config: Config, context: StageContext) -> None:
     rank = open_ranker(
         model, prepare=prepare, quantize=context.inputs["quantize"], device="auto", k=config.beam_width,
         beam_width=config.beam_width, exclude_seen=exclude_seen, seed=context.seed,
-    )  # fmt: skip
+    ).rank  # fmt: skip
     ranked = rank_in_shards(
         lambda histories, baskets: rank(histories, baskets, "auto"),
         valid, k=config.beam_width, batch_size=64, scratch=context.scratch, name="blend",

@@ -6,7 +6,7 @@ and `examples.json`. The model ranks in shards kept in the scratch folder, so a 
 Shapes: Q users, K rank positions.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -31,10 +31,10 @@ from lasar.evaluation.summary_view import print_metrics
 from lasar.ranks import ranks
 
 if TYPE_CHECKING:
+    from lasar.baselines.opened import Opened, Rank
     from lasar.decoding.ranked import Ranked
     from lasar.model.reasoner import Depth
 
-    Rank = Callable[[list[Items], list[Items], Depth], Ranked]
 
 Lists = tuple[Items, NDArray[np.float32]]
 
@@ -74,8 +74,8 @@ class Config(StageConfig):
     """Users ranked together."""
     device: str = "auto"
     """`auto`, `cpu`, or a torch device such as `cuda:0`."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Of a generative model's matrix products on CPUs; fp32 is the reference, bf16 what a server may use."""
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"
+    """Of a generative model's matrix products on CPUs; fp32 is the reference, `auto` bf16 where that is faster here."""
     exclude_seen: bool = False
     """Leave items of the history out of every list, the baselines' too; where nobody takes an item twice."""
     max_users: Annotated[int, pydantic.Field(ge=1)] | None = None
@@ -111,15 +111,13 @@ def run(config: Config, context: StageContext) -> None:
         cases = cases.subset(config.max_users, context.seed)
 
     stages, seed = (config.model, *config.also), context.seed
-    rankers = {stage: ranker(stage, config, context.inputs, seed=seed) for stage in stages}
-    found = {
-        stage: _ranked(rank, cases, config.depth.choice if stage == config.model else "auto", config, context, stage)
-        for stage, rank in rankers.items()
-    }  # fmt: skip
+    opened = {stage: open_stage(stage, config, context.inputs, seed=seed) for stage in stages}
+    chosen = {stage: config.depth.choice if stage == config.model else "auto" for stage in stages}
+    found = {s: _ranked(opened[s].rank, cases, chosen[s], config, context, s) for s in stages}
     cutoffs = tuple(cutoff for cutoff in CUTOFFS if cutoff <= config.k)
     main_k = max(cutoff for cutoff in cutoffs if cutoff <= 10)
     main = (f"hr@{main_k}", f"ndcg@{main_k}")
-    forced = _forced(rankers[config.model], cases, config, context, main)
+    forced = _forced(opened[config.model].rank, cases, config, context, main)
     if ranks().rank:
         return  # the first process does the rest
     ranked: dict[str, Lists] = {stage: lists[:2] for stage, lists in found.items()}
@@ -144,6 +142,7 @@ def run(config: Config, context: StageContext) -> None:
         "split_kind": interactions.split_kind,
         "train_targets": interactions.train_targets,
         **{name: getattr(config, name) for name in ("split", "model", "k", "beam_width", "exclude_seen")},
+        "engine": {stage: own.engine for stage, own in opened.items()},
         "num_users": len(cases),
         "num_items": interactions.num_items,
         "mean_targets": float(np.mean([len(target) for target in cases.targets])),
@@ -181,8 +180,8 @@ def show(folder: Path, console: Console) -> None:
     print_metrics(read_json(folder / "metrics.json"), console)
 
 
-def ranker(stage: str, config: Config, inputs: Mapping[str, Path], *, seed: int) -> "Rank":
-    """One trained model as a function of histories, baskets and depth."""
+def open_stage(stage: str, config: Config, inputs: Mapping[str, Path], *, seed: int) -> "Opened":
+    """One trained model, ready to rank."""
     from lasar.baselines.opened import open_ranker
 
     return open_ranker(

@@ -87,7 +87,7 @@ def _rank(study: Study, seed: int, arm: str) -> Any:
     config = recipe.configs["evaluate"]
     assert isinstance(config, evaluate.Config)
     inputs = {stage: recipe.run_dir / stage for stage in needed_stages(recipe, "evaluate")}
-    return evaluate.ranker(study.model_of(arm), config, inputs, seed=seed)
+    return evaluate.open_stage(study.model_of(arm), config, inputs, seed=seed).rank
 
 
 def _answer(rank: Any, cases: EvalCases, start: int, size: int) -> Sequence[float]:

@@ -192,7 +192,7 @@ def test_what_is_saved_is_what_is_opened(tmp_path, monkeypatch):
     monkeypatch.setattr(ItemTable, "load", lambda _: ItemTable(item_ids=names, titles=names, texts=names))
     options = {"prepare": tmp_path, "quantize": quantize, "device": "cpu", "k": 5, "beam_width": 8}
     save_writing(folder, max_tokens=6)
-    rank = open_ranker(folder, exclude_seen=True, seed=0, **options)
+    rank = open_ranker(folder, exclude_seen=True, seed=0, **options).rank
     direct = Ranker(WordReasoner(model, vocabulary=VOCABULARY, max_tokens=6).eval(), codes_IL=CODES_IL)
     own = rank(HISTORIES, BASKETS, "auto")
     expected = direct.rank(HISTORIES, BASKETS, k=5, beam_width=8, exclude_seen=True)

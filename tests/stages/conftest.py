@@ -99,6 +99,7 @@ class FakeRecommender:
 
     calls: list[int] = []  # noqa: RUF012 (shared on purpose: the test reads what the stage's instance did)
     fail_after: int | None = None
+    ranker = types.SimpleNamespace(engine="fused")
 
     @classmethod
     def from_artifacts(cls, *, prepare, quantize, model, device, precision):

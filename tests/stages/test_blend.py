@@ -114,7 +114,7 @@ def test_a_trained_baseline_can_be_mixed_too(untrained, tmp_path):
     rank = open_ranker(
         untrained / "blend", prepare=untrained / "prepare", quantize=untrained / "quantize", device="cpu", k=5,
         beam_width=10, exclude_seen=True, seed=0,
-    )  # fmt: skip
+    ).rank  # fmt: skip
     history, baskets = [np.array([10, 11], np.int32)], [np.arange(2, dtype=np.int32)]
     found = rank(history, baskets, "auto").items_QK[0]
     assert (found[0], len(found)) == (12, 5)

@@ -39,6 +39,7 @@ def test_metrics_are_those_of_the_planted_rule(sequence_run, fake_recommender):
     assert metrics["methods"]["sft"]["hr@5"] == pytest.approx(expected.mean())
     assert metrics["methods"]["sft"]["mrr"] == pytest.approx(expected.mean())
     assert list(metrics["methods"]) == ["sft", "popularity", "transitions"]
+    assert metrics["engine"] == {"sft": "fused"}
     low, high = metrics["methods"]["sft"]["ci"]["hr@10"]
     assert low < expected.mean() < high
     assert metrics["methods"]["transitions"]["hr@10"] > metrics["methods"]["popularity"]["hr@10"]
