@@ -151,6 +151,7 @@ class Ranker:
                 trie=self.trie,
                 beam_width=beam_width,
                 item_filter=item_filter,
+                wanted=k if self.counts is None else None,  # counts reorder all that was found
             )
             depths_Q[batch] = thought.depths_B.cpu().numpy()
             found = beams.items_BW.cpu().numpy(), beams.scores_BW.cpu().numpy()

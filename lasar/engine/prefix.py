@@ -59,7 +59,7 @@ class FusedPrefix(Prefix):
     ancestors: list[Tensor] = field(default_factory=list)
 
     def grow(
-        self, parents_BQ: Tensor, *, needed_BQ: Tensor | None = None, **tokens: Tensor
+        self, parents_BQ: Tensor, *, needed_BQ: Tensor | None = None, final: bool = False, **tokens: Tensor
     ) -> tuple[Tensor, Nodes]:
         """Append a generation of beams.
 
@@ -67,6 +67,7 @@ class FusedPrefix(Prefix):
             parents_BQ: what each new beam follows: the tip, or a beam of the newest generation.
             needed_BQ: which of them to compute, all by default; the hidden states of the others are 0, and nothing may
                 follow them whose hidden state is needed.
+            final: nothing will follow them, and they are not kept: others may follow the same parents in another call.
             tokens: `input_ids` [B, Q].
 
         Returns:
@@ -76,7 +77,7 @@ class FusedPrefix(Prefix):
         batch, width = parents_BQ.shape
         if needed_BQ is None:
             needed_BQ = torch.ones_like(parents_BQ, dtype=torch.bool)
-        arrangement = Arrangement(needed_BQ)
+        arrangement, before = Arrangement(needed_BQ), self.ancestors
         self._inherit(parents_BQ)
         position_BQ = (self.ends_B + len(self.generations))[:, None].expand(-1, width)
         hidden = torch.zeros(batch * width, self.hidden_B1D.shape[2], device=parents_BQ.device)
@@ -84,7 +85,11 @@ class FusedPrefix(Prefix):
         if len(arrangement.places_n):
             ids_n = input_ids.flatten()[arrangement.places_n]
             hidden[arrangement.places_n] = self._beams(ids_n, position_BQ, arrangement)
-        self.ancestors.append(arrangement.number_BQ.flatten())
+        if final:
+            self.generations.pop()
+            self.ancestors = before
+        else:
+            self.ancestors.append(arrangement.number_BQ.flatten())
         nodes = Nodes(
             index_BQ=torch.arange(width, device=parents_BQ.device).expand(batch, -1),
             position_BQ=position_BQ,

@@ -39,7 +39,7 @@ class Prefix:
     opening_B1: Tensor
 
     def grow(
-        self, parents_BQ: Tensor, *, needed_BQ: Tensor | None = None, **tokens: Tensor
+        self, parents_BQ: Tensor, *, needed_BQ: Tensor | None = None, final: bool = False, **tokens: Tensor
     ) -> tuple[Tensor, Nodes]:
         """Append tokens in one forward call.
 
@@ -47,6 +47,7 @@ class Prefix:
             parents_BQ: the token each new one follows; see `Tree.grow`.
             needed_BQ: tokens whose hidden states (and those of what follows them) mean anything, all by default; a
                 hint that saves nothing here.
+            final: nothing will follow them; another hint.
             tokens: `input_ids` [B, Q], or `inputs_embeds` [B, Q, D] to feed hidden states back.
 
         Returns:

@@ -20,6 +20,8 @@ from transformers import (
 from lasar.decoding.beam import beam_search
 from lasar.decoding.ranker import Ranker
 from lasar.decoding.trie import ItemFilter, Trie
+from lasar.engine.prefix import FusedPrefix, encode
+from lasar.engine.weights import FusedWeights
 from lasar.errors import ConfigError
 from lasar.model.backbone import build_preset
 from lasar.model.prompt import encode_prompts
@@ -111,7 +113,7 @@ def brute_force(
     return np.array(scores)
 
 
-def search(model, prompts, codes_IL, beam_width, vocabulary=VOCABULARY, **filters):
+def search(model, prompts, codes_IL, beam_width, vocabulary=VOCABULARY, *, wanted=None, **filters):
     ids, lengths = pad_right(prompts, vocabulary.pad)
     trie = Trie(codes_IL)
     item_filter = ItemFilter(trie, **filters) if filters else None
@@ -121,7 +123,19 @@ def search(model, prompts, codes_IL, beam_width, vocabulary=VOCABULARY, **filter
         trie=trie,
         beam_width=beam_width,
         item_filter=item_filter,
+        wanted=wanted,
     )
+
+
+def encoded_prompts(model, prompts, vocabulary):
+    ids, lengths = pad_right(prompts, vocabulary.pad)
+    return encode_prompts(model, torch.tensor(ids), torch.tensor(lengths))
+
+
+def fused_prompts(model, prompts):
+    ids, lengths = pad_right(prompts, 0)
+    weights = FusedWeights(model.requires_grad_(False))
+    return encode(weights, torch.tensor(ids), torch.tensor(lengths), opened=False, room=0)
 
 
 def make_prompt(codes_IL: np.ndarray, items: list[int]) -> np.ndarray:
@@ -235,6 +249,76 @@ def test_filters_never_leak_and_never_starve(num_items, seed, listed, allow):
         assert sorted(found) == sorted(allowed)
         expected = brute_force(model, prompt, codes)
         np.testing.assert_allclose(beams.scores_BW[row][: len(found)], expected[found], atol=2e-5)
+
+
+@pytest.mark.parametrize("normalise", NORMALISERS)
+@pytest.mark.parametrize("levels", [1, 2, 3])
+@settings(max_examples=8, deadline=None)
+@given(
+    num_items=st.integers(1, 60),
+    beam_width=st.integers(1, 30),
+    wanted=st.integers(1, 30),
+    seed=st.integers(0, 50),
+    forbidden=st.integers(0, 60),
+)
+@torch.no_grad()
+def test_the_best_few_are_the_first_of_all_beams(
+    levels, normalise, num_items, beam_width, wanted, seed, forbidden
+):
+    vocabulary = Vocabulary(
+        num_levels=levels, codebook_size={1: 64, 2: 16, 3: 5}[levels], normalise=normalise,
+        num_items=num_items // 2, item_answers=normalise == "trie",
+    )  # fmt: skip
+    model = sharpened(build_preset("tiny", vocabulary=vocabulary, seed=seed))
+    codes, rng = random_codes(num_items, seed, vocabulary), np.random.default_rng(seed)
+    tokens = vocabulary.item_tokens(codes)
+    prompts = [
+        vocabulary.render_history(
+            tokens, rng.integers(0, num_items, length).astype(np.int32), np.arange(length, dtype=np.int32),
+            open_order=True,
+        )
+        for length in (0, 1, 5)
+    ]  # fmt: skip
+    lists = [rng.choice(num_items, size=min(forbidden, num_items), replace=False) for _ in prompts]
+    for fused in (False, True):
+        encoded = fused_prompts(model, prompts) if fused else encoded_prompts(model, prompts, vocabulary)
+        again = fused_prompts(model, prompts) if fused else encoded_prompts(model, prompts, vocabulary)
+        trie = Trie(codes)
+        options = {
+            "vocabulary": vocabulary, "trie": trie, "beam_width": beam_width,
+            "item_filter": ItemFilter(trie, items=lists, allow=False),
+        }  # fmt: skip
+        every = beam_search(encoded, **options)
+        few = beam_search(again, **options, wanted=wanted)
+        width = min(wanted, every.items_BW.shape[1])
+        assert few.items_BW.shape[1] == width
+        torch.testing.assert_close(few.scores_BW, every.scores_BW[:, :width], atol=1e-5, rtol=1e-5)
+        apart = (every.scores_BW.diff(dim=1).abs() < 1e-4).any(1)  # near ties may change places
+        assert torch.equal(few.items_BW[~apart], every.items_BW[~apart][:, :width])
+
+
+@torch.no_grad()
+def test_beams_that_cannot_matter_are_not_computed(monkeypatch):
+    vocabulary = Vocabulary(num_levels=2, codebook_size=32)
+    model = sharpened(sharpened(build_preset("tiny", vocabulary=vocabulary, seed=1))).requires_grad_(False)
+    codes = np.stack(np.divmod(np.arange(1024), 32), axis=1).astype(np.int32)
+    computed = []
+    whole = FusedPrefix._beams
+    monkeypatch.setattr(
+        FusedPrefix,
+        "_beams",
+        lambda self, ids_n, *rest: computed.append(len(ids_n)) or whole(self, ids_n, *rest),
+    )
+    ranker = Ranker(without_reasoning(model, vocabulary=vocabulary), codes_IL=codes)
+    histories = [np.array([1, 2, 3], np.int32)]
+    lists = {}
+    for k in (1, 32):
+        lists[k] = ranker.rank(histories, [np.arange(3, dtype=np.int32)], k=k, beam_width=32).items_QK[0]
+        computed.append("")
+    assert lists[1][0] == lists[32][0]
+    assert computed[0] == 12
+    assert sum(computed[: computed.index("")]) < 32
+    assert computed[computed.index("") :] == ["", 32, ""]
 
 
 def test_ranker_does_not_depend_on_batching():
