@@ -6,7 +6,8 @@ arrays, three cached steps on all beams with the cache reordered by parent betwe
 All search the same catalogue, take no latent steps, and normalise over the children of a prefix as the model was
 trained to (`renormalize_logits` of `generate`). Further lines: the fused path in bf16, its lists compared with fp32
 (`overlap@10` and the largest difference of a score); what latent steps add to the fused path, at the depths the model
-chooses and at 8; and its arithmetic as a share of what matrix products of this machine reach in the same run.
+chooses and at 8; lists of 10 and 20 against lists of all beams; and its arithmetic as a share of what matrix products
+of this machine reach in the same run.
 
 Histories: as they are, and 200 tokens long (cut from the histories of several users in a row). `--preset` puts random
 weights on the same catalogue. Ways are interleaved; times are process CPU time, one thread, medians; `noise` is the
@@ -77,13 +78,20 @@ class Bench:
         items = length // self.vocabulary.num_levels
         return np.split(np.concatenate(self._real)[: batch * items], batch)
 
-    def ranked(self, ranker: Ranker, histories: list[np.ndarray], depth: int | str = 0) -> Way:
-        """One of our two paths."""
+    def ranked(
+        self, ranker: Ranker, histories: list[np.ndarray], depth: int | str = 0, *, k: int | None = None
+    ) -> Way:
+        """One of our two paths; all beams are items by default."""
         baskets = [np.arange(len(history), dtype=np.int32) for history in histories]
 
         def rank() -> Lists:
             self.last = ranker.rank(
-                histories, baskets, k=self.beam, beam_width=self.beam, depth=depth, batch_size=len(histories)
+                histories,
+                baskets,
+                k=k or self.beam,
+                beam_width=self.beam,
+                depth=depth,
+                batch_size=len(histories),
             )
             return self.last.items_QK.tolist()
 
@@ -191,7 +199,11 @@ def main() -> None:
     for batch in (1, 8):
         for length in (None, 200):
             sizes = {"batch": batch, "prompt_tokens": length or "as in data"}
-            lines = [*_against_peers(bench, batch, length), _latents(bench, batch, length)]
+            lines = [
+                *_against_peers(bench, batch, length),
+                _latents(bench, batch, length),
+                *_few(bench, batch, length),
+            ]
             for line in lines:
                 print(json.dumps({"benchmark": "engine", **line, **sizes, **shared}), flush=True)
 
@@ -294,6 +306,29 @@ def _latents(bench: Bench, batch: int, length: int | None) -> dict[str, object]:
         "mean_depth": round(mean_depth, 2),
         "noise": _noise(seconds["0"]),
     }
+
+
+def _few(bench: Bench, batch: int, length: int | None) -> list[dict[str, object]]:
+    """Lists shorter than the beam is wide, against lists as long; they must be the same lists, cut."""
+    histories = bench.histories(batch, length)
+    sizes = [k for k in (10, 20) if k < bench.beam]
+    ways = {str(k): bench.ranked(bench.fused, histories, k=k) for k in (*sizes, bench.beam)}
+    seconds, results = _interleaved(ways, bench.runs)
+    every, scores = results[str(bench.beam)], bench.last.scores_QK
+    lines: list[dict[str, object]] = []
+    for k in sizes:
+        cut = [row[:k] for row in every]
+        lines.append(
+            {
+                "ratio": round(_median(seconds[str(bench.beam)]) / _median(seconds[str(k)]), 2),
+                "baseline": "all beams as items, fused path",
+                "items": k,
+                "parity": _same(results[str(k)], cut, scores[:, :k]),
+                "ours_ms_per_request": round(1e3 * _median(seconds[str(k)]) / batch, 2),
+            }
+        )
+    assert all(line["parity"] for line in lines), lines
+    return lines
 
 
 def _interleaved(
