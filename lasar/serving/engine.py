@@ -123,11 +123,13 @@ class Engine:
         first = queries[0]
         ranker = first.snapshot.recommender.ranker
         filtered = any(len(query.exclude) for query in queries) or first.allow is not None
+        # To explain needs all beams; otherwise those that no list has room for need not be finished.
+        longest = first.width if first.explain else max(query.k for query in queries)
         began = time.perf_counter()
         ranked = ranker.rank(
             [query.items for query in queries],
             [query.baskets for query in queries],
-            k=first.width,
+            k=longest,
             beam_width=first.width,
             exclude=[query.exclude for query in queries] if filtered else None,
             allow=None if first.allow is None else [q.allow for q in queries if q.allow is not None],
