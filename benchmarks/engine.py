@@ -3,6 +3,7 @@
 Peers: `generate()` of transformers with `prefix_allowed_tokens_fn` (a dictionary trie), as generative recommenders use
 it; and what a careful engineer writes instead: the prompt computed once, its cache repeated for every beam, a trie in
 arrays, three cached steps on all beams with the cache reordered by parent between them. Both leave padding on the left.
+Neither knows logits of items in answers: of a model that has them, their lines are left out.
 All search the same catalogue, take no latent steps, and normalise over the children of a prefix as the model was
 trained to (`renormalize_logits` of `generate`). Further lines: the fused path in bf16, its lists compared with fp32
 (`overlap@10` and the largest difference of a score); what latent steps add to the fused path, at the depths the model
@@ -214,9 +215,9 @@ def _against_peers(bench: Bench, batch: int, length: int | None) -> list[dict[st
         "fused": bench.ranked(bench.fused, histories),
         "bf16": bench.ranked(bench.rounded, histories),
         "generic": bench.ranked(bench.generic, histories),
-        "careful": careful_peer(bench, histories),
-        "generate": generate_peer(bench, histories),
     }
+    if not bench.vocabulary.item_answers:
+        ways |= {"careful": careful_peer(bench, histories), "generate": generate_peer(bench, histories)}
     gemm = _peak_gemm()
     seconds, results = _interleaved(ways | {"gemm": gemm}, bench.runs)
     bench.ranked(bench.generic, histories)()
@@ -237,6 +238,7 @@ def _against_peers(bench: Bench, batch: int, length: int | None) -> list[dict[st
             "noise": _noise(seconds["fused"]),
         }
         for name in names
+        if name in ways
     ]
     assert all(line["parity"] for line in lines), lines
     lines += _in_bf16(bench, histories, seconds)
@@ -282,6 +284,7 @@ def _in_bf16(
             ("fused", "the fused path in fp32"),
             ("generate", "transformers generate() in fp32"),
         )
+        if peer in seconds
     ]
 
 
