@@ -6,7 +6,8 @@ its parent sees (`lasar.model.tree`).
 
 Where fewer items are wanted than there are beams, the last step goes in two parts. An item is at most as probable as
 the beam that it ends, so once the best beams are done, only those of the others have to be computed that stand above
-the worst item that is wanted. The list is the same.
+the worst item that is wanted. The list is the same. Two parts have the fixed costs of two, so this is for where there
+is much to compute: many requests on a CPU.
 
 Legend: B batch, W beams, K wanted items, L levels, C codebook, D hidden, M most children of a node.
 """
@@ -26,6 +27,9 @@ from lasar.model.prompt import Prefix
 from lasar.prompts.vocabulary import Vocabulary
 
 _FIRST = 12  # beams of the last step's first part, at least
+_WORTH = (
+    20_000_000  # beams times width squared from which, on a CPU, arithmetic outweighs a part's fixed costs
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,8 +115,10 @@ def _last_step(
         leaves_BK, scores_BK, _ = expand(hidden_BQD, ends.nodes, ends.scores)
         return leaves_BK, scores_BK
 
-    beams = ends.nodes.shape[1]
-    first = max(best, _FIRST) if best < beams else beams
+    batch, beams = ends.nodes.shape
+    arithmetic = batch * beams * prefix.hidden_B1D.shape[-1] ** 2
+    worth = best < beams and arithmetic >= _WORTH and ends.nodes.device.type == "cpu"
+    first = max(best, _FIRST) if worth else beams
     leaves_BK, scores_BK = finish(_Ends(*(x_BW[:, :first] for x_BW in ends)))
     if first >= beams:
         return leaves_BK, scores_BK

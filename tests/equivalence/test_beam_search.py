@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import (
     GPT2Config,
@@ -17,6 +17,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from lasar.decoding import beam
 from lasar.decoding.beam import beam_search
 from lasar.decoding.ranker import Ranker
 from lasar.decoding.trie import ItemFilter, Trie
@@ -253,7 +254,7 @@ def test_filters_never_leak_and_never_starve(num_items, seed, listed, allow):
 
 @pytest.mark.parametrize("normalise", NORMALISERS)
 @pytest.mark.parametrize("levels", [1, 2, 3])
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     num_items=st.integers(1, 60),
     beam_width=st.integers(1, 30),
@@ -263,7 +264,7 @@ def test_filters_never_leak_and_never_starve(num_items, seed, listed, allow):
 )
 @torch.no_grad()
 def test_the_best_few_are_the_first_of_all_beams(
-    levels, normalise, num_items, beam_width, wanted, seed, forbidden
+    monkeypatch, levels, normalise, num_items, beam_width, wanted, seed, forbidden
 ):
     vocabulary = Vocabulary(
         num_levels=levels, codebook_size={1: 64, 2: 16, 3: 5}[levels], normalise=normalise,
@@ -280,6 +281,7 @@ def test_the_best_few_are_the_first_of_all_beams(
         for length in (0, 1, 5)
     ]  # fmt: skip
     lists = [rng.choice(num_items, size=min(forbidden, num_items), replace=False) for _ in prompts]
+    monkeypatch.setattr(beam, "_WORTH", 0)
     for fused in (False, True):
         encoded = fused_prompts(model, prompts) if fused else encoded_prompts(model, prompts, vocabulary)
         again = fused_prompts(model, prompts) if fused else encoded_prompts(model, prompts, vocabulary)
@@ -303,6 +305,7 @@ def test_beams_that_cannot_matter_are_not_computed(monkeypatch):
     model = sharpened(sharpened(build_preset("tiny", vocabulary=vocabulary, seed=1))).requires_grad_(False)
     codes = np.stack(np.divmod(np.arange(1024), 32), axis=1).astype(np.int32)
     computed = []
+    monkeypatch.setattr(beam, "_WORTH", 0)
     whole = FusedPrefix._beams
     monkeypatch.setattr(
         FusedPrefix,
