@@ -1,5 +1,6 @@
 """In which precision matrices are multiplied: what `auto` means for a model on the machine at hand."""
 
+import logging
 import statistics
 import time
 from functools import lru_cache
@@ -12,9 +13,12 @@ from torch.nn import functional
 Precision = Literal["fp32", "bf16"]
 PrecisionChoice = Literal["fp32", "bf16", "auto"]
 
+logger = logging.getLogger(__name__)
+
 _ROWS = 512  # tokens of the product that is timed
 _ROUNDS = 5
 _WORTH = 1.25  # bf16 is taken when it is faster by this much: nearly as fast is not worth its rounding
+_SLOW = 0.8  # bf16 that somebody asked for is warned of when it is slower than this
 
 
 def choose_precision(wanted: PrecisionChoice, model: nn.Module, *, narrowest: int = 0) -> Precision:
@@ -24,14 +28,20 @@ def choose_precision(wanted: PrecisionChoice, model: nn.Module, *, narrowest: in
     hundredths of a second); a GPU that supports bf16 is faster in it.
 
     Args:
-        wanted: a precision is what it is.
+        wanted: a precision is what it is; of bf16 that is slow here there is a warning.
         model: has weights that are matrices.
         narrowest: width below which `auto` is fp32.
     """
-    if wanted != "auto":
+    if wanted == "fp32":
         return wanted
     matrices = [parameter for parameter in model.parameters() if parameter.ndim == 2]
     width = round(statistics.median(min(matrix.shape) for matrix in matrices)) if matrices else 0
+    if wanted == "bf16":
+        if width and not matrices[0].is_cuda and (speed := bf16_speed(width)) < _SLOW:
+            logger.warning(
+                "precision=bf16: this processor is %.1f times slower in it than in fp32; set auto", 1 / speed
+            )
+        return wanted
     if not width or width < narrowest:
         return "fp32"
     if matrices[0].is_cuda:

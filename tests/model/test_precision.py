@@ -23,10 +23,19 @@ def test_auto_is_bf16_where_that_is_clearly_faster(monkeypatch, speed, narrowest
     assert widths == ([] if narrowest > 64 else [64])
 
 
-@pytest.mark.parametrize("wanted", ["fp32", "bf16"])
-def test_what_is_asked_for_is_not_measured(monkeypatch, wanted):
+def test_fp32_is_not_measured(monkeypatch):
     monkeypatch.setattr(precision, "bf16_speed", lambda width: pytest.fail("measured"))
-    assert choose_precision(wanted, model(64)) == wanted
+    assert choose_precision("fp32", model(64)) == "fp32"
+
+
+@pytest.mark.parametrize(("speed", "warned"), [(0.1, True), (0.9, False), (2.0, False)])
+def test_bf16_that_is_asked_for_is_taken_and_warned_of_where_it_is_slow(monkeypatch, caplog, speed, warned):
+    monkeypatch.setattr(precision, "bf16_speed", lambda width: speed)
+    assert choose_precision("bf16", model(64)) == "bf16"
+    said = [record.getMessage() for record in caplog.records]
+    assert said == (
+        ["precision=bf16: this processor is 10.0 times slower in it than in fp32; set auto"] if warned else []
+    )
 
 
 def test_a_model_without_matrices_has_nothing_to_gain():
