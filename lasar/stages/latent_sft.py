@@ -7,6 +7,7 @@ the Policy Head's cross-entropy against the depth (paper section 3). Starts from
 
 import shutil
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -98,13 +99,13 @@ def run(config: Config, context: StageContext) -> None:
     import torch
 
     from lasar.cot.anchors import AnchorStore
-    from lasar.data.interactions import SPLIT_VALID, EvalCases, Interactions
+    from lasar.data.interactions import SPLIT_VALID, Interactions
     from lasar.decoding.ranker import Ranker
     from lasar.model.reasoner import save_reasoner
     from lasar.prompts.latent_batches import LatentBatch, latent_batches
     from lasar.prompts.text_tokens import TOKENIZER_FILE
     from lasar.sid.catalog import SidCatalog
-    from lasar.training.estimate import Phase, rehearse_and_fit
+    from lasar.training.estimate import Phase, rehearse_and_fit, say
     from lasar.training.fit import FitPlan, write_curve
     from lasar.training.latent_objective import LatentObjective
     from lasar.training.validation import answer_nll, validation_metrics
@@ -134,12 +135,10 @@ def run(config: Config, context: StageContext) -> None:
         reasoner=reasoner, trie=ranker.trie, fetch=lambda index_S: torch.from_numpy(store.vectors_AD[index_S.numpy()]),
         alignment=config.alignment, alpha=0.0, beta=config.depth_weight if depth is None else 0.0,
     )  # fmt: skip
-    sample = batches(0, sequences[:: max(1, len(sequences) // config.probe_users)], plain=True)
-
-    def measure(cases: EvalCases = valid) -> dict[str, float]:
-        return {"nll": answer_nll(ranker, cases)} | objective.probe(sample)
-
-    start = {"stage1_nll": answer_nll(ranker, valid, depth=0)} | measure()
+    some = sequences[:: max(1, len(sequences) // config.probe_users)]
+    probe = partial(objective.probe, batches(0, some, plain=True))
+    say("latent_sft: measures where it begins")
+    start = {"stage1_nll": answer_nll(ranker, valid, depth=0), "nll": answer_nll(ranker, valid)} | probe()
     if config.alignment != "none" and start.get("probe_alignment"):
         alpha = config.alignment_share * start["probe_ce"] / start["probe_alignment"]
         objective = replace(objective, alpha=alpha)
@@ -150,8 +149,9 @@ def run(config: Config, context: StageContext) -> None:
     )  # fmt: skip
     (result,) = rehearse_and_fit(
         reasoner, phases=[Phase(name="latent_sft", plan=plan, batches=batches)], loss=objective, cases=valid,
-        scratch=context.scratch, shard=context.shard_layers,
-        validate=lambda few: measure(few) | validation_metrics(ranker, few, exclude_seen=not interactions.has_repeats),
+        scratch=context.scratch, shard=context.shard_layers, always=probe,
+        validate=lambda few: {"nll": answer_nll(ranker, few)}
+        | validation_metrics(ranker, few, exclude_seen=not interactions.has_repeats),
     )  # fmt: skip
     save_reasoner(reasoner, context.output)
     if (context.inputs["sft"] / TOKENIZER_FILE).is_file():
@@ -159,10 +159,10 @@ def run(config: Config, context: StageContext) -> None:
     write_curve(context.output / "curve.jsonl", result.curve)
     depths_Q = ranker.rank(valid.histories, valid.baskets, k=1, beam_width=1).depths_Q
     facts = {
-        **result.facts(), "validation_users": len(valid),
+        **result.facts(), "validation_users": len(valid), "end": {"nll": answer_nll(ranker, valid)} | probe(),
         "valid_depths": [int((depths_Q == n).sum()) for n in range(store.max_depth + 1)],
         "teacher": read_json(context.inputs["anchor"] / "summary.json")["teacher"],
-        "alignment": config.alignment, "alpha": objective.alpha, "start": start, "end": measure(),
+        "alignment": config.alignment, "alpha": objective.alpha, "start": start,
     }  # fmt: skip
     write_json(context.output / "metrics.json", facts)
 

@@ -101,6 +101,7 @@ def rehearse_and_fit(
     validate: Callable[[EvalCases], dict[str, float]],
     cases: EvalCases,
     scratch: Path,
+    always: Callable[[], dict[str, float]] = dict,
     shard: bool = False,
 ) -> list[FitResult]:
     """`fit` every phase, after one line on what each will cost, and one on all of them.
@@ -114,20 +115,22 @@ def rehearse_and_fit(
         validate: validation users to metrics of the model.
         cases: the validation users.
         scratch: holds a checkpoint of every phase.
+        always: what a validation measures beside, which has nothing to do with its users.
         shard: divide the decoder layers among processes, if there are several; see `lasar.training.shards`.
 
     Returns:
         Of every phase.
     """
-    expected = {}
+    expected: dict[str, Estimate] = {}
     for phase in phases:
         if (scratch / phase.name).exists():
             continue
+        say(f"{phase.name}: rehearses a few steps and a validation, to say what it will cost")
         some = [cases.subset(count, phase.plan.seed) for count in (_FEW, _SOME)]
         with phase.scope(), divided(model, shard):
             found = estimate(
                 model, plan=phase.plan, batches=phase.batches(0), loss=loss, users=[*map(len, some), len(cases)],
-                validate=[partial(validate, part) for part in some],
+                validate=[partial(validate, part) for part in some], always=always,
             )  # fmt: skip
         expected[phase.name] = replace(found, parameters=phase.moving or found.parameters)
         say(expected[phase.name].line(phase.name))
@@ -142,7 +145,7 @@ def rehearse_and_fit(
             device = next(model.parameters()).device
             forget_peak(device)
             result = fit(
-                model, plan=phase.plan, batches=phase.batches, loss=loss, validate=lambda _: validate(cases),
+                model, plan=phase.plan, batches=phase.batches, loss=loss, validate=lambda _: always() | validate(cases),
                 checkpoint_dir=scratch / phase.name, description=phase.name,
             )  # fmt: skip
         results.append(result)
@@ -166,6 +169,7 @@ def estimate(
     loss: LossFunction,
     validate: Sequence[Callable[[], Any]],
     users: Sequence[int],
+    always: Callable[[], Any] = dict,
 ) -> Estimate:
     """Rehearse a few steps, small batches and large ones, with an optimizer that moves nothing.
 
@@ -178,6 +182,7 @@ def estimate(
         loss: of a batch.
         validate: ranks few validation users, and some more: what every validation costs, and what each user does.
         users: how many few and some are, and how many there are in all.
+        always: what every validation does beside; not a matter of users.
     """
     weights = [parameter for _, parameter in trained(model)]
     device = weights[0].device
@@ -200,11 +205,11 @@ def estimate(
     model.eval()
     with torch.no_grad(), gathered(model):
         validate[0]()  # the first arranges weights
-        few_s, some_s = (timed(part, device) for part in validate)
+        few_s, some_s, always_s = (timed(part, device) for part in (*validate, always))
     memory = peak(device)
     optimizer.state.clear()
     few, some, every = users
-    validation_s = some_s + (every - some) * max(0.0, some_s - few_s) / max(1, some - few)
+    validation_s = always_s + some_s + (every - some) * max(0.0, some_s - few_s) / max(1, some - few)
     model.train(was_training)
     steps = -(-len(batches) // plan.accumulate) * plan.epochs
     # Beside what the rehearsal held: the best weights, those of the moment during validation, and the average.

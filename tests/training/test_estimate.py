@@ -53,10 +53,11 @@ def test_seconds_are_those_of_all_epochs_and_nothing_moves(model, clock):
     found = estimate(
         model, plan=PLAN, batches=[Batch(size) for size in sizes], loss=clock.loss,
         validate=[lambda: clock.pass_by(0.02), lambda: clock.pass_by(0.05)], users=[8, 64, 232],
+        always=lambda: clock.pass_by(0.01),
     )  # fmt: skip
     assert found.training_s == pytest.approx(0.15, rel=0.1)
     # 0.03 seconds for 56 users more; 168 are missing.
-    assert found.validation_s == pytest.approx(3 * (0.05 + 3 * 0.03))
+    assert found.validation_s == pytest.approx(3 * (0.01 + 0.05 + 3 * 0.03))
     assert (found.steps, found.parameters) == (15, 20)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert model.training
