@@ -3,12 +3,12 @@
 Peers: `generate()` of transformers with `prefix_allowed_tokens_fn` (a dictionary trie), as generative recommenders use
 it; and what a careful engineer writes instead: the prompt computed once, its cache repeated for every beam, a trie in
 arrays, three cached steps on all beams with the cache reordered by parent between them. Both leave padding on the left.
-Neither knows logits of items in answers: of a model that has them, their lines are left out.
-All search the same catalogue, take no latent steps, and normalise over the children of a prefix as the model was
-trained to (`renormalize_logits` of `generate`). Further lines: the fused path in bf16, its lists compared with fp32
-(`overlap@10` and the largest difference of a score); what latent steps add to the fused path, at the depths the model
-chooses and at 8; lists of 10 and 20 against lists of all beams; and its arithmetic as a share of what matrix products
-of this machine reach in the same run.
+Neither knows logits of items in answers: of a model that has them, their lines are left out. All search the same
+catalogue, take no latent steps, and normalise over the children of a prefix as the model was trained to
+(`renormalize_logits` of `generate`). Further lines: lists of 10 and 20 against lists of all beams, 32 requests at once;
+the fused path in bf16, its lists compared with fp32 (`overlap@10` and the largest difference of a score); what latent
+steps add to the fused path, at the depths the model chooses and at 8; and its arithmetic as a share of what matrix
+products of this machine reach in the same run.
 
 Histories: as they are, and 200 tokens long (cut from the histories of several users in a row). `--preset` puts random
 weights on the same catalogue. Ways are interleaved; times are process CPU time, one thread, medians; `noise` is the
@@ -197,14 +197,12 @@ def main() -> None:
         "preset": arguments.preset or "of the run", "parameters": num_parameters(bench.reasoner.backbone),
         "mean_prompt_tokens": round(bench.mean_tokens, 1), "beam": bench.beam, "threads": 1,
     }  # fmt: skip
+    for line in _few(bench, 32, None):
+        print(json.dumps({"benchmark": "engine", **line, "batch": 32, **shared}), flush=True)
     for batch in (1, 8):
         for length in (None, 200):
             sizes = {"batch": batch, "prompt_tokens": length or "as in data"}
-            lines = [
-                *_against_peers(bench, batch, length),
-                _latents(bench, batch, length),
-                *_few(bench, batch, length),
-            ]
+            lines = [*_against_peers(bench, batch, length), _latents(bench, batch, length)]
             for line in lines:
                 print(json.dumps({"benchmark": "engine", **line, **sizes, **shared}), flush=True)
 
