@@ -6,14 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lasar.artifacts import read_json, write_json
+from lasar.errors import ArtifactError
 from lasar.ranks import ranks
 from lasar.training.shards import copy_into, part_of, put, trained, whole
 
 EVERY_SECONDS = 30.0
+_BEGIN_ANEW = "delete that folder to train the stage from its beginning"
 SHARE = 0.05  # of the time goes into checkpoints at most, where writing one takes long
 
 
@@ -53,10 +56,17 @@ def save_checkpoint(folder: Path, *, tensors: dict[str, Tensor], facts: dict[str
 
 
 def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """Read the latest complete checkpoint, or None if there is none; moves nothing, several processes may read."""
+    """Read the latest complete checkpoint, or None if there is none; moves nothing, several processes may read.
+
+    Raises:
+        ArtifactError: it is damaged.
+    """
     for latest in (folder, folder.with_name(folder.name + ".retired")):
         if latest.exists():
-            return load_file(latest / "state.safetensors"), read_json(latest / "facts.json")
+            try:
+                return load_file(latest / "state.safetensors"), read_json(latest / "facts.json")
+            except (OSError, SafetensorError) as error:
+                raise ArtifactError(f"{latest}: a damaged checkpoint ({error}); {_BEGIN_ANEW}") from None
     return None
 
 
@@ -87,12 +97,24 @@ def save_training(
 def load_training(
     folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, **copies: dict[str, Tensor]
 ) -> dict[str, Any] | None:
-    """Go on from what `save_training` wrote, in whatever number of processes; the facts, None if there are none."""
+    """Go on from what `save_training` wrote, in whatever number of processes; the facts, None if there are none.
+
+    Raises:
+        ArtifactError: the checkpoint is damaged, or of another model or version.
+    """
     loaded = load_checkpoint(folder)
     if loaded is None:
         return None
     tensors, facts = loaded
     named = dict(trained(model))
+    wanted = [f"model.{name}" for name in named]
+    wanted += [f"{kind}.{name}" for kind, values in copies.items() for name in values]
+    missing = [key for key in wanted if key not in tensors]
+    if missing:
+        raise ArtifactError(
+            f"{folder}: a checkpoint of another model or version, without {missing[0]} and {len(missing) - 1} others; "
+            f"{_BEGIN_ANEW}"
+        )
     copy_into(model, {name: tensors[f"model.{name}"] for name in named})
     for kind, values in copies.items():
         for name, value in values.items():

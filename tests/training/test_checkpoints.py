@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
-from lasar.training.checkpoints import load_checkpoint, save_checkpoint
+from lasar.errors import ArtifactError
+from lasar.training.checkpoints import load_checkpoint, load_training, save_checkpoint, save_training
 
 
 class KilledError(Exception):
@@ -72,3 +74,21 @@ def test_reading_moves_nothing(tmp_path):
 
 def test_nothing_is_none(tmp_path):
     assert load_checkpoint(tmp_path / "checkpoint") is None
+
+
+def test_a_damaged_checkpoint_says_what_to_delete(tmp_path):
+    folder = tmp_path / "checkpoint"
+    save(folder, 4)
+    (folder / "state.safetensors").write_bytes(b"oops")
+    with pytest.raises(ArtifactError, match=r"checkpoint: a damaged checkpoint .*delete that folder"):
+        load_checkpoint(folder)
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    folder = tmp_path / "checkpoint"
+    small, large = nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    save_training(folder, {"step": 1}, small, torch.optim.AdamW(small.parameters()))
+    with pytest.raises(
+        ArtifactError, match=r"another model or version, without model\.0\.weight and 3 others"
+    ):
+        load_training(folder, large, torch.optim.AdamW(large.parameters()))
