@@ -252,7 +252,7 @@ def test_filters_never_leak_and_never_starve(num_items, seed, listed, allow):
         np.testing.assert_allclose(beams.scores_BW[row][: len(found)], expected[found], atol=2e-5)
 
 
-@pytest.mark.parametrize("normalise", NORMALISERS)
+@pytest.mark.parametrize("normalise", ["trie", "full"])
 @pytest.mark.parametrize("levels", [1, 2, 3])
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
