@@ -235,7 +235,14 @@ def add_residual_dropout(model: PreTrainedModel, probability: float) -> None:
 
 def _load_pretrained(name: str) -> PreTrainedModel:
     try:
-        return AutoModelForCausalLM.from_pretrained(name, use_safetensors=True, dtype=torch.float32)
+        opened: Any = AutoModelForCausalLM.from_pretrained(
+            name, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+        )
+        model, found = opened
+        if found["missing_keys"]:
+            raise ValueError(f"its weights lack {sorted(found['missing_keys'])[0]}")
+        loaded: PreTrainedModel = model
+        return loaded
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise _not_loadable(name, error) from None
 

@@ -97,9 +97,12 @@ def _open(source: Path) -> tuple[PreTrainedModel, Tokenizer]:
     if not (source / "tokenizer.json").is_file():
         raise DataError(f"{source}: has no tokenizer.json; write one with AutoTokenizer.save_pretrained")
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            source, local_files_only=True, use_safetensors=True, dtype=torch.float32
+        opened: Any = AutoModelForCausalLM.from_pretrained(
+            source, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
         )
+        model, found = opened
+        if found["missing_keys"]:
+            raise ValueError(f"its weights lack {sorted(found['missing_keys'])[0]}")
         return model, Tokenizer.from_file(str(source / "tokenizer.json"))
     except Exception as error:  # tokenizers raises bare Exception
         raise DataError(f"{source}: cannot be opened: {_first_line(error)}") from None
