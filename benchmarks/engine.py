@@ -26,19 +26,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from _engine_peers import Lists, Way, careful_peer, generate_peer
 from torch import Tensor
-from transformers import DynamicCache, GenerationConfig
 
 from lasar.data.interactions import SPLIT_TEST, Interactions
 from lasar.decoding.ranker import Ranker
-from lasar.decoding.trie import Trie
-from lasar.model.backbone import build_preset, head_rows, num_parameters, trunk
+from lasar.model.backbone import build_preset, num_parameters
 from lasar.model.reasoner import LatentReasoner, ReasoningSettings
 from lasar.recommender import Recommender
 from lasar.sid.catalog import SidCatalog
 
-Lists = list[list[int]]
-Way = Callable[[], Lists]
 TOLERANCE = 1e-4  # of scores: items nearer to each other than that may change places
 
 
@@ -87,13 +84,8 @@ class Bench:
 
         def rank() -> Lists:
             self.last = ranker.rank(
-                histories,
-                baskets,
-                k=k or self.beam,
-                beam_width=self.beam,
-                depth=depth,
-                batch_size=len(histories),
-            )
+                histories, baskets, k=k or self.beam, beam_width=self.beam, depth=depth, batch_size=len(histories)
+            )  # fmt: skip
             return self.last.items_QK.tolist()
 
         return rank
@@ -113,82 +105,6 @@ class Bench:
         return self.vocabulary.render_history(self.tokens_IL, history, baskets, open_order=True)
 
 
-def generate_peer(bench: Bench, histories: list[np.ndarray]) -> Way:
-    """`generate()` with a function that names the allowed tokens."""
-    ids_BT, mask_BT = bench.left_padded(histories)
-    levels, width = bench.codes_IL.shape[1], ids_BT.shape[1]
-    # Answers are codes, whatever names an item in a history.
-    starts_L = np.array([bench.vocabulary.level_start(level) for level in range(levels)])
-    item_of = {tuple(row): item for item, row in enumerate((bench.codes_IL + starts_L).tolist())}
-    allowed: dict[tuple[int, ...], list[int]] = {}
-    for path in sorted({row[:length] for row in item_of for length in range(1, levels + 1)}):
-        allowed.setdefault(path[:-1], []).append(path[-1])
-    config = GenerationConfig(
-        num_beams=bench.beam, num_return_sequences=bench.beam, max_new_tokens=levels, min_new_tokens=levels,
-        do_sample=False, length_penalty=0.0, use_cache=True, pad_token_id=bench.vocabulary.pad,
-        eos_token_id=None, renormalize_logits=bench.vocabulary.normalise == "trie",
-    )  # fmt: skip
-
-    def rank() -> Lists:
-        found = bench.reasoner.backbone.generate(
-            ids_BT, attention_mask=mask_BT, generation_config=config,
-            prefix_allowed_tokens_fn=lambda _, sentence: allowed[tuple(sentence[width:].tolist())],
-        )  # fmt: skip
-        items = [item_of[tuple(row)] for row in found[:, width:].tolist()]
-        return np.reshape(items, (len(histories), bench.beam)).tolist()
-
-    return rank
-
-
-def careful_peer(bench: Bench, histories: list[np.ndarray]) -> Way:
-    """Prefill once, repeat the cache, one vectorised trie step and one cached forward pass per level, reorder."""
-    ids_BT, mask_BT = bench.left_padded(histories)
-    positions_BT = (mask_BT.cumsum(1) - 1).clamp(min=0)
-    model, vocabulary, beam = bench.reasoner.backbone, bench.vocabulary, bench.beam
-    trie, batch = Trie(bench.codes_IL), len(histories)
-    padded = bool((mask_BT == 0).any())  # without padding attention needs no mask and is faster
-    assert vocabulary.normalise == "trie", "written for models that normalise over the trie"
-
-    def best(hidden_BWD: Tensor, nodes_BW: Tensor, scores_BW: Tensor, level: int) -> tuple[Tensor, ...]:
-        start = vocabulary.level_start(level)
-        logits_BWC = hidden_BWD @ head_rows(model, start, start + vocabulary.codebook_size).T
-        child_BWM, real_BWM = trie.children(level, nodes_BW)
-        chosen_BWM = logits_BWC.gather(2, trie.levels[level + 1].code[child_BWM])
-        logprobs_BWM = chosen_BWM.masked_fill(~real_BWM, -torch.inf).log_softmax(-1)
-        flat = (scores_BW[..., None] + logprobs_BWM).flatten(1)
-        scores, places = flat.topk(min(beam, flat.shape[1]), dim=1)
-        return child_BWM.flatten(1).gather(1, places), scores, places // child_BWM.shape[2]
-
-    @torch.no_grad()
-    def rank() -> Lists:
-        cache = DynamicCache()
-        hidden_BTD = trunk(model)(
-            input_ids=ids_BT,
-            attention_mask=mask_BT if padded else None,
-            position_ids=positions_BT,
-            past_key_values=cache,
-        ).last_hidden_state
-        nodes, scores = torch.zeros(batch, 1, dtype=torch.int64), torch.zeros(batch, 1)
-        nodes, scores, _ = best(hidden_BTD[:, -1:], nodes, scores, 0)
-        count = nodes.shape[1]
-        cache.batch_repeat_interleave(count)
-        mask, position = mask_BT.repeat_interleave(count, 0), mask_BT.sum(1).repeat_interleave(count)
-        for level in range(1, trie.num_levels):
-            tokens = trie.levels[level].code[nodes] + vocabulary.level_start(level - 1)
-            mask = torch.nn.functional.pad(mask, (0, 1), value=1)
-            hidden = trunk(model)(
-                input_ids=tokens.view(-1, 1), attention_mask=mask if padded else None, position_ids=position[:, None],
-                past_key_values=cache,
-            ).last_hidden_state  # fmt: skip
-            nodes, scores, parents = best(hidden.view(batch, count, -1), nodes, scores, level)
-            position = position + 1
-            if level < trie.num_levels - 1:
-                cache.reorder_cache((parents + count * torch.arange(batch)[:, None]).flatten())
-        return trie.item_of_leaf[nodes].tolist()
-
-    return rank
-
-
 def main() -> None:
     arguments = _arguments()
     torch.set_num_threads(1)
@@ -197,8 +113,8 @@ def main() -> None:
         "preset": arguments.preset or "of the run", "parameters": num_parameters(bench.reasoner.backbone),
         "mean_prompt_tokens": round(bench.mean_tokens, 1), "beam": bench.beam, "threads": 1,
     }  # fmt: skip
-    for line in _few(bench, 32, None):
-        print(json.dumps({"benchmark": "engine", **line, "batch": 32, **shared}), flush=True)
+    for line in _few(bench):
+        print(json.dumps({"benchmark": "engine", **line, **shared}), flush=True)
     for batch in (1, 8):
         for length in (None, 200):
             sizes = {"batch": batch, "prompt_tokens": length or "as in data"}
@@ -309,25 +225,21 @@ def _latents(bench: Bench, batch: int, length: int | None) -> dict[str, object]:
     }
 
 
-def _few(bench: Bench, batch: int, length: int | None) -> list[dict[str, object]]:
-    """Lists shorter than the beam is wide, against lists as long; they must be the same lists, cut."""
-    histories = bench.histories(batch, length)
-    sizes = [k for k in (10, 20) if k < bench.beam]
-    ways = {str(k): bench.ranked(bench.fused, histories, k=k) for k in (*sizes, bench.beam)}
-    seconds, results = _interleaved(ways, bench.runs)
-    every, scores = results[str(bench.beam)], bench.last.scores_QK
-    lines: list[dict[str, object]] = []
-    for k in sizes:
-        cut = [row[:k] for row in every]
-        lines.append(
-            {
-                "ratio": round(_median(seconds[str(bench.beam)]) / _median(seconds[str(k)]), 2),
-                "baseline": "all beams as items, fused path",
-                "items": k,
-                "parity": _same(results[str(k)], cut, scores[:, :k]),
-                "ours_ms_per_request": round(1e3 * _median(seconds[str(k)]) / batch, 2),
-            }
-        )
+def _few(bench: Bench) -> list[dict[str, object]]:
+    """Lists shorter than the beam is wide, of 32 requests, against lists as long; they must be the same lists, cut."""
+    histories = bench.histories(32, None)
+    ways = {k: bench.ranked(bench.fused, histories, k=int(k)) for k in ("10", "20")}
+    seconds, results = _interleaved(ways | {"all": bench.ranked(bench.fused, histories)}, bench.runs)
+    scores = bench.last.scores_QK
+    lines: list[dict[str, object]] = [
+        {
+            "ratio": round(_median(seconds["all"]) / _median(seconds[k]), 2), "items": int(k),
+            "baseline": "all beams as items, fused path",
+            "parity": _same(results[k], [row[: int(k)] for row in results["all"]], scores[:, : int(k)]),
+            "ours_ms_per_request": round(1e3 * _median(seconds[k]) / len(histories), 2), "batch": len(histories),
+        }
+        for k in ways
+    ]  # fmt: skip
     assert all(line["parity"] for line in lines), lines
     return lines
 

@@ -71,16 +71,10 @@ def open_ranker(
             recommender.ranker.reasoner = load_writing(folder, recommender.ranker.reasoner.backbone)
         return Opened(
             lambda histories, baskets, depth: recommender.rank(
-                histories,
-                baskets,
-                k=k,
-                beam_width=beam_width,
-                exclude_seen=exclude_seen,
-                depth=depth,
-                seed=seed,
+                histories, baskets, k=k, beam_width=beam_width, exclude_seen=exclude_seen, depth=depth, seed=seed
             ),
             engine=recommender.ranker.engine,
-        )
+        )  # fmt: skip
     trained = Trained.load(
         folder, device=best_device() if device == "auto" else device, beam_width=beam_width
     )

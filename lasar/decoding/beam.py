@@ -27,9 +27,8 @@ from lasar.model.prompt import Prefix
 from lasar.prompts.vocabulary import Vocabulary
 
 _FIRST = 12  # beams of the last step's first part, at least
-_WORTH = (
-    20_000_000  # beams times width squared from which, on a CPU, arithmetic outweighs a part's fixed costs
-)
+# Beams of a batch times width squared, from which on a CPU arithmetic outweighs the fixed costs of a part.
+_WORTH = 20_000_000
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -160,6 +160,19 @@ def load_backbone(folder: Path, *, device: torch.device | str = "cpu") -> PreTra
     return model
 
 
+def complete(opened: Any) -> PreTrainedModel:
+    """The model of `from_pretrained(..., output_loading_info=True)`, which fills what its files lack at random.
+
+    Raises:
+        ValueError: they lack something.
+    """
+    model, found = opened
+    if found["missing_keys"]:
+        raise ValueError(f"its weights lack {min(found['missing_keys'])}")
+    assert isinstance(model, PreTrainedModel)
+    return model
+
+
 def trunk(model: nn.Module) -> Any:
     """The decoder under the head: token ids or embeddings in, hidden states after the final norm out."""
     prefix = model.base_model_prefix
@@ -235,14 +248,11 @@ def add_residual_dropout(model: PreTrainedModel, probability: float) -> None:
 
 def _load_pretrained(name: str) -> PreTrainedModel:
     try:
-        opened: Any = AutoModelForCausalLM.from_pretrained(
-            name, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+        return complete(
+            AutoModelForCausalLM.from_pretrained(
+                name, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+            )
         )
-        model, found = opened
-        if found["missing_keys"]:
-            raise ValueError(f"its weights lack {sorted(found['missing_keys'])[0]}")
-        loaded: PreTrainedModel = model
-        return loaded
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise _not_loadable(name, error) from None
 

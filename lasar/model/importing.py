@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from lasar.artifacts import file_sha256, permit_as, write_json
 from lasar.errors import ConfigError, DataError, require
-from lasar.model.backbone import input_table, num_parameters, output_table
+from lasar.model.backbone import complete, input_table, num_parameters, output_table
 from lasar.prompts.trimming import trim
 
 FACTS_FILE = "import.json"
@@ -97,13 +97,10 @@ def _open(source: Path) -> tuple[PreTrainedModel, Tokenizer]:
     if not (source / "tokenizer.json").is_file():
         raise DataError(f"{source}: has no tokenizer.json; write one with AutoTokenizer.save_pretrained")
     try:
-        opened: Any = AutoModelForCausalLM.from_pretrained(
+        opened = AutoModelForCausalLM.from_pretrained(
             source, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
         )
-        model, found = opened
-        if found["missing_keys"]:
-            raise ValueError(f"its weights lack {sorted(found['missing_keys'])[0]}")
-        return model, Tokenizer.from_file(str(source / "tokenizer.json"))
+        return complete(opened), Tokenizer.from_file(str(source / "tokenizer.json"))
     except Exception as error:  # tokenizers raises bare Exception
         raise DataError(f"{source}: cannot be opened: {_first_line(error)}") from None
 

@@ -37,16 +37,23 @@ def choose_precision(wanted: PrecisionChoice, model: nn.Module, *, narrowest: in
     matrices = [parameter for parameter in model.parameters() if parameter.ndim == 2]
     width = round(statistics.median(min(matrix.shape) for matrix in matrices)) if matrices else 0
     if wanted == "bf16":
-        if width and not matrices[0].is_cuda and (speed := bf16_speed(width)) < _SLOW:
-            logger.warning(
-                "precision=bf16: this processor is %.1f times slower in it than in fp32; set auto", 1 / speed
-            )
+        if width and not matrices[0].is_cuda:
+            _warn_if_slow(width)
         return wanted
     if not width or width < narrowest:
         return "fp32"
     if matrices[0].is_cuda:
         return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
     return "bf16" if bf16_speed(width) >= _WORTH else "fp32"
+
+
+@lru_cache  # once, however often a stage asks
+def _warn_if_slow(width: int) -> None:
+    speed = bf16_speed(width)
+    if speed < _SLOW:
+        logger.warning(
+            "precision=bf16: this processor is %.1f times slower in it than in fp32; set auto", 1 / speed
+        )
 
 
 @lru_cache

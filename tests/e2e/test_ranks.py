@@ -189,11 +189,16 @@ def test_what_two_processes_hold_in_parts_one_process_goes_on_with(calm):
     killed_in_training(calm, "alone", "shard_layers=true")
     again = go(command(calm, "alone", processes=1, extra=LONG))
     assert "sft: trains" not in again.stderr  # no rehearsal: it goes on
+    curves = [
+        [json.loads(line)["loss"] for line in (calm / run / "sft" / "curve.jsonl").read_text().splitlines()]
+        for run in ("calm", "alone")
+    ]
+    # Rounding that differs grows over 360 steps; half a gradient would be off by more after the first epoch.
+    np.testing.assert_allclose(curves[1], curves[0], atol=3e-4)
     weights = [load_file(calm / run / "sft" / TRAINED["sft"]) for run in ("calm", "alone")]
     for name, tensor in weights[0].items():
-        # Where a gradient is nearly 0 rounding decides the sign of Adam's step: few weights are further apart.
         apart = np.abs(weights[1][name] - tensor)
-        assert (apart > 2e-4).mean() < 0.02, name
+        assert apart.mean() < 2e-4, name
         assert apart.max() < 2e-3, name
 
 

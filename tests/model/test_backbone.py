@@ -3,6 +3,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from lasar.errors import ArtifactError, ConfigError
@@ -148,12 +149,21 @@ def test_a_gguf_file_says_how_it_is_imported(tmp_path):
             build(str(name))
 
 
-@pytest.mark.parametrize("damage", ["weights", "sizes"])
+def without_layer(weights, number):
+    tensors = load_file(weights)
+    kept = {name: tensor for name, tensor in tensors.items() if f".layers.{number}." not in name}
+    assert len(kept) < len(tensors)
+    save_file(kept, weights, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("damage", ["weights", "sizes", "layers"])
 def test_a_damaged_backbone_is_one_line(pretrained, tmp_path, damage):
     folder = tmp_path / "copy"
     shutil.copytree(pretrained, folder)
     if damage == "weights":
         (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:300])
+    elif damage == "layers":
+        without_layer(folder / "model.safetensors", 1)
     else:
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps(config | {"hidden_size": 2 * config["hidden_size"]}))

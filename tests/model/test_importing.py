@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
@@ -154,7 +155,14 @@ def test_wrong_sources_are_named_and_nothing_is_left(tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"neither a .gguf file nor a model folder"):
         import_model(tmp_path / "none", tmp_path / "out")
     write_model(tmp_path / "whole", tied=True)
-    (tmp_path / "whole" / "model.safetensors").write_bytes(b"torn")
+    weights = tmp_path / "whole" / "model.safetensors"
+    tensors = load_file(weights)
+    save_file(
+        {name: t for name, t in tensors.items() if "mlp" not in name}, weights, metadata={"format": "pt"}
+    )
+    with pytest.raises(DataError, match=r"whole: cannot be opened: its weights lack .*mlp"):
+        import_model(tmp_path / "whole", tmp_path / "out")
+    weights.write_bytes(b"torn")
     with pytest.raises(DataError, match="whole: cannot be opened"):
         import_model(tmp_path / "whole", tmp_path / "out")
     (tmp_path / "whole" / "tokenizer.json").unlink()
