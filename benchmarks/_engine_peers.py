@@ -9,7 +9,8 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig
 
 from lasar.decoding.trie import Trie
-from lasar.model.backbone import head_rows, trunk
+from lasar.model.backbone import trunk
+from lasar.model.head import part_logits
 
 if TYPE_CHECKING:
     from engine import Bench
@@ -56,7 +57,7 @@ def careful_peer(bench: "Bench", histories: list[np.ndarray]) -> Way:
 
     def best(hidden_BWD: Tensor, nodes_BW: Tensor, scores_BW: Tensor, level: int) -> tuple[Tensor, ...]:
         start = vocabulary.level_start(level)
-        logits_BWC = hidden_BWD @ head_rows(model, start, start + vocabulary.codebook_size).T
+        logits_BWC = part_logits(model, hidden_BWD, start, start + vocabulary.codebook_size)
         child_BWM, real_BWM = trie.children(level, nodes_BW)
         chosen_BWM = logits_BWC.gather(2, trie.levels[level + 1].code[child_BWM])
         logprobs_BWM = chosen_BWM.masked_fill(~real_BWM, -torch.inf).log_softmax(-1)

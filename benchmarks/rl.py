@@ -23,7 +23,8 @@ from transformers import DynamicCache
 
 from lasar.decoding.beam import beam_search
 from lasar.decoding.trie import Trie
-from lasar.model.backbone import build_preset, head_rows, input_table, trunk
+from lasar.model.backbone import build_preset, input_table, trunk
+from lasar.model.head import part_logits
 from lasar.model.prompt import encode_prompts
 from lasar.model.reasoner import LatentReasoner, ReasoningSettings
 from lasar.prompts.vocabulary import Vocabulary
@@ -80,9 +81,8 @@ class Bench:
             child_BGM, real_BGM = self.trie.children(level, nodes_BG)
             code_BGM = self.trie.levels[level + 1].code[child_BGM]
             start = VOCABULARY.level_start(level)
-            logits_BGC = (hidden_RD @ head_rows(self.policy.backbone, start, start + 256).T).view(
-                *nodes_BG.shape, -1
-            )
+            logits_RC = part_logits(self.policy.backbone, hidden_RD, start, start + 256)
+            logits_BGC = logits_RC.view(*nodes_BG.shape, -1)
             logprobs_BGM = logits_BGC.gather(2, code_BGM).masked_fill(~real_BGM, -torch.inf).log_softmax(-1)
             total_BGM = (scores_BG[..., None] + logprobs_BGM).masked_fill(~real_BGM, -torch.inf)
             scores_BG, chosen_BG = total_BGM.flatten(1).topk(self.group, dim=1)

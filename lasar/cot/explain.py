@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from lasar.cot.anchors import AnchorStore
 from lasar.errors import ConfigError
-from lasar.model.backbone import head_rows
+from lasar.model.head import part_logits
 from lasar.model.latent import finish_reasoning
 from lasar.model.prompt import encode_prompts
 from lasar.recommender import History, Recommendation, Recommender
@@ -134,10 +134,9 @@ def _steps(
     trie, vocabulary = recommender.ranker.trie, recommender.ranker.vocabulary
     codes_C = trie.levels[1].code
     first = vocabulary.level_start(0)
-    head_CD = head_rows(recommender.ranker.reasoner.backbone, first, first + vocabulary.codebook_size)[
-        codes_C
-    ]
-    probabilities_NC = (ends_ND @ head_CD.T).float().softmax(-1)
+    model = recommender.ranker.reasoner.backbone
+    logits_NV = part_logits(model, ends_ND, first, first + vocabulary.codebook_size)
+    probabilities_NC = logits_NV[:, codes_C].float().softmax(-1)
     best = probabilities_NC.topk(min(directions, len(codes_C)), dim=-1)
     found, distances = store.nearest(states_ND, segments)
     steps = []

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from lasar.decoding.item_logits import with_item_logits
 from lasar.decoding.trie import ItemFilter, Trie
-from lasar.model.backbone import head_rows
+from lasar.model.head import part_logits
 from lasar.model.prompt import Prefix
 from lasar.prompts.vocabulary import Vocabulary
 
@@ -186,7 +186,7 @@ def score_children(
         [B, W, M]; where a child doesn't exist its log-probability means nothing.
     """
     first, last = vocabulary.normaliser(level)
-    logits_BWV = (hidden_BWD @ head_rows(model, first, last).T).float()
+    logits_BWV = part_logits(model, hidden_BWD, first, last).float()
     child_BWM, real_BWM = trie.children(level, nodes_BW)
     below = trie.levels[level + 1]
     token_BWM = below.code[child_BWM] + (vocabulary.level_start(level) - first)

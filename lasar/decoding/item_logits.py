@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lasar.decoding.trie import Trie
 from lasar.model.backbone import output_table
+from lasar.model.head import as_logits
 from lasar.prompts.vocabulary import Vocabulary
 
 
@@ -45,7 +46,9 @@ def with_item_logits(
     items_NM = trie.item_of_leaf[child_NM]
     known_NM = real_NM & (items_NM < vocabulary.num_items)
     rows_ID = output_table(model)[vocabulary.first_item : vocabulary.first_item + vocabulary.num_items]
-    own_P = _products(hidden_ND.flatten(0, -2), rows_ID, known_NM.flatten(0, -2), items_NM[known_NM])
+    items_P = items_NM[known_NM]
+    own_P = _products(hidden_ND.flatten(0, -2), rows_ID, known_NM.flatten(0, -2), items_P)
+    own_P = as_logits(model, own_P, vocabulary.first_item + items_P)
     return logits_NM + torch.zeros_like(logits_NM).masked_scatter(known_NM, own_P.to(logits_NM.dtype))
 
 

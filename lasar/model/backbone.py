@@ -182,13 +182,8 @@ def trunk(model: nn.Module) -> Any:
 
 def freeze_tokens(model: nn.Module) -> None:
     """Train neither token embeddings nor the output head; what is between them stays as it is."""
-    for table in (input_table(model), output_table(model)):
-        table.requires_grad_(False)
-
-
-def head_rows(model: nn.Module, start: int, stop: int) -> Tensor:
-    """Rows `start:stop` of the output head, [stop - start, D]: logits over part of the vocabulary."""
-    return output_table(model)[start:stop]
+    for weights in token_weights(model):
+        weights.requires_grad_(False)
 
 
 def input_table(model: nn.Module) -> Tensor:
@@ -208,6 +203,19 @@ def output_table(model: nn.Module) -> Tensor:
     weight = model.get_output_embeddings().weight  # type: ignore[operator]
     assert isinstance(weight, Tensor)
     return weight
+
+
+def head_bias(model: nn.Module) -> Tensor | None:
+    """What the output head adds to every logit, [V]; most models have none."""
+    bias = getattr(model.get_output_embeddings(), "bias", None)  # type: ignore[operator]
+    assert bias is None or isinstance(bias, Tensor)
+    return bias
+
+
+def token_weights(model: nn.Module) -> list[Tensor]:
+    """All that has an entry for every token, each once: embeddings, the head's matrix and its bias, if any."""
+    tables = {id(table): table for table in (input_table(model), output_table(model), head_bias(model))}
+    return [table for table in tables.values() if table is not None]
 
 
 def best_device() -> torch.device:
@@ -282,12 +290,9 @@ def _extend_embeddings(model: PreTrainedModel, size: int) -> None:
     # New rows start at the mean of the old ones: neither more nor less likely than the average token.
     old = input_table(model).shape[0]
     model.resize_token_embeddings(size, mean_resizing=False)
-    tables = [input_table(model)]
-    if output_table(model) is not tables[0]:
-        tables.append(output_table(model))
     with torch.no_grad():
-        for table in tables:
-            table[old:] = table[:old].mean(0)
+        for weights in token_weights(model):
+            weights[old:] = weights[:old].mean(0)
 
 
 def _add_lora(model: PreTrainedModel, rank: int, seed: int) -> None:
@@ -297,8 +302,8 @@ def _add_lora(model: PreTrainedModel, rank: int, seed: int) -> None:
         peft.inject_adapter_in_model(
             peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear"), model
         )
-    for table in (input_table(model), output_table(model)):
-        table.requires_grad_(True)
+    for weights in token_weights(model):
+        weights.requires_grad_(True)
 
 
 def _merge_lora(model: Any) -> None:

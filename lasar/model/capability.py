@@ -3,7 +3,8 @@
 Whatever hangs off a trunk relies on five things: a token's state does not depend on later tokens, a 4-D mask hides what
 it says it hides, position ids decide a token's position, the key-value cache can be appended to, and no layer has a
 window shorter than the longest path. The probe compares a small tree with its root-to-token sequences computed one by
-one; only where they differ does it look for the reason.
+one; only where they differ does it look for the reason. And logits over a part of the vocabulary are computed from
+states after the final norm, which must give what the model itself gives.
 
 Legend: B batch, T trunk tokens, Q hung tokens, K = T + Q.
 """
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from lasar.errors import ConfigError
 from lasar.model.attention import causal_mask, tree_mask
 from lasar.model.backbone import input_table, trunk
+from lasar.model.head import part_logits
 from lasar.model.prompt import encode_prompts
 from lasar.model.tree import Nodes, Tree
 
@@ -42,12 +44,12 @@ def check_tree_attention(model: nn.Module, *, max_tokens: int) -> None:
 
     - can: Qwen2, Qwen3, Llama, Mistral, Gemma 1 to 3, SmolLM3, Phi, Phi3, OLMo 2 and 3, Granite, Cohere, StableLM,
       Starcoder2, GLM4, EXAONE 4, Ernie 4.5, Hunyuan, Seed-OSS, GPT-2, GPT-J, GPT-Neo, GPT-NeoX, GPT-BigCode, CodeGen,
-      OPT, BioGPT, XGLM, Falcon with rotary positions, BERT as a decoder; of mixtures of experts Qwen3, Mixtral,
+      OPT, BioGPT, XGLM, Falcon with rotary positions; of mixtures of experts Qwen3, Mixtral,
       DeepSeek-V3, GPT-OSS;
     - 4-D masks rejected: Bloom, Falcon with ALiBi, Mamba, GPT-1;
     - position ids ignored: MPT (ALiBi); counted from elsewhere: RoBERTa;
     - masks ignored by recurrent or convolutional layers: Mamba2, RWKV, RecurrentGemma, Jamba, Qwen3-Next, LFM2;
-    - not causal: BERT as an encoder, XLNet;
+    - not causal: BERT as an encoder, XLNet; more than a matrix on the final states: BERT as a decoder;
     - windows: a Mistral, Gemma, GPT-Neo or GPT-OSS whose window is shorter than `max_tokens` (GPT-OSS: 128 tokens).
 
     Args:
@@ -63,6 +65,7 @@ def check_tree_attention(model: nn.Module, *, max_tokens: int) -> None:
         with torch.no_grad():
             _check_length(model, max_tokens)
             _check_tree(model)
+            _check_head(model)
     except _UnfitError as unfit:
         config: Any = model.config
         raise ConfigError(
@@ -92,6 +95,7 @@ def _check_tree(model: nn.Module) -> None:
     probe = _Tree(model)
     causal_mask(model, probe.ids_BK)  # refuses an attention that takes no masks at all
     truth_BQ = _attempt("it does not run on token ids alone", probe.one_by_one)
+    _require(bool(truth_BQ.isfinite().all()), "its weights are damaged: hidden states are not finite numbers")
     _require(
         _close(_attempt("it does not run on token ids alone", probe.trunks), probe.trunk_truth()),
         "a token's hidden state depends on the tokens after it (an encoder, or not causal)",
@@ -104,6 +108,15 @@ def _check_tree(model: nn.Module) -> None:
         raise _UnfitError(probe.why_not())
     cached = _attempt("its key-value cache cannot be appended to with a 4-D mask", probe.with_cache)
     _require(_close(cached, truth_BQ), "with its key-value cache it computes something else than without")
+
+
+def _check_head(model: nn.Module) -> None:
+    ids_BT = _Tree(model).ids_BK
+    hidden_BTD = trunk(model)(input_ids=ids_BT, use_cache=False).last_hidden_state
+    _require(
+        _close(part_logits(model, hidden_BTD, 0, len(input_table(model))), model(input_ids=ids_BT).logits),
+        "its logits are not those of a head on the states after its final norm (bias, scale and cap are known)",
+    )
 
 
 class _Tree:

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from lasar.artifacts import file_sha256, permit_as, write_json
 from lasar.errors import ConfigError, DataError, require
-from lasar.model.backbone import complete, input_table, num_parameters, output_table
+from lasar.model.backbone import complete, head_bias, input_table, num_parameters, output_table
 from lasar.prompts.trimming import trim
 
 FACTS_FILE = "import.json"
@@ -77,6 +77,8 @@ def keep_rows(model: PreTrainedModel, ids_V: torch.Tensor) -> None:
     head: Any = model.get_output_embeddings()
     own.weight = nn.Parameter(before.detach()[ids_V].clone())
     head.weight = own.weight if after is before else nn.Parameter(after.detach()[ids_V].clone())
+    if (bias := head_bias(model)) is not None:
+        head.bias = nn.Parameter(bias.detach()[ids_V].clone())
     own.num_embeddings = head.out_features = len(ids_V)
     new_id = {old: new for new, old in enumerate(ids_V.tolist())}
     for config in (model.config, model.generation_config):

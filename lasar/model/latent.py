@@ -15,7 +15,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from lasar.model.backbone import input_scale, input_table, output_table
+from lasar.model.backbone import input_scale, input_table
+from lasar.model.head import part_logits
 from lasar.model.prompt import Prefix
 from lasar.prompts.vocabulary import Vocabulary
 
@@ -145,5 +146,5 @@ def fed_back(model: nn.Module, hidden_BPD: Tensor, embedding_norm: Tensor, feedb
     if feedback == "norm_matched":
         scale_BP1: Tensor = embedding_norm / hidden_BPD.norm(dim=-1, keepdim=True)
         return hidden_BPD * scale_BP1
-    probabilities_BPV = (hidden_BPD @ output_table(model).T).float().softmax(-1)
+    probabilities_BPV = part_logits(model, hidden_BPD, 0, len(input_table(model))).float().softmax(-1)
     return probabilities_BPV.to(hidden_BPD.dtype) @ input_table(model) * input_scale(model)

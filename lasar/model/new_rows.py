@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from lasar.model.backbone import INITIAL_STD, input_table, output_table
+from lasar.model.backbone import INITIAL_STD, input_table, output_table, token_weights
 from lasar.prompts.vocabulary import Vocabulary
 
 
@@ -61,7 +61,8 @@ def place_codes(
         for table in (table_VD, output_table(model)):
             table[rows] = placed.to(table)
         if vocabulary.item_answers and output_table(model) is not table_VD:
-            output_table(model)[vocabulary.first_item : vocabulary.size] = 0.0  # answers start as codes alone
+            for weights in token_weights(model)[1:]:  # answers start as codes alone
+                weights[vocabulary.first_item : vocabulary.size] = 0.0
 
 
 def title_vectors(model: nn.Module, tokenizer: Encoder, titles: Sequence[str]) -> Tensor:
@@ -81,16 +82,16 @@ def only_new_rows(model: nn.Module, vocabulary: Vocabulary) -> Iterator[None]:
         vocabulary: where the new rows begin.
     """
     trained = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    tables = {id(table): table for table in (input_table(model), output_table(model))}
+    tables = token_weights(model)
     for parameter in trained:
-        parameter.requires_grad_(id(parameter) in tables)
+        parameter.requires_grad_(any(parameter is table for table in tables))
 
     def only_new(gradient: Tensor) -> Tensor:
         return torch.cat(
             [torch.zeros_like(gradient[: vocabulary.base_size]), gradient[vocabulary.base_size :]]
         )
 
-    hooks = [table.register_hook(only_new) for table in tables.values()]
+    hooks = [table.register_hook(only_new) for table in tables]
     try:
         yield
     finally:
@@ -102,8 +103,7 @@ def only_new_rows(model: nn.Module, vocabulary: Vocabulary) -> Iterator[None]:
 
 def num_new_weights(model: nn.Module, vocabulary: Vocabulary) -> int:
     """How many weights those embeddings have."""
-    tables = {id(table): table for table in (input_table(model), output_table(model))}
-    return sum(table[vocabulary.base_size :].numel() for table in tables.values())
+    return sum(weights[vocabulary.base_size :].numel() for weights in token_weights(model))
 
 
 def _turned(flat: Tensor, width: int) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lasar.decoding.trie import Trie
-from lasar.model.backbone import head_rows
+from lasar.model.head import part_logits
 from lasar.model.latent import closing_ids, reason, start_reasoning
 from lasar.model.prompt import Prefix, encode_prompts
 from lasar.model.reasoner import LatentReasoner
@@ -83,8 +83,8 @@ def score(
 
 def first_code_entropy(model: nn.Module, opening_BD: Tensor, *, vocabulary: Vocabulary, trie: Trie) -> Tensor:
     """Entropy of the first code over the first codes that exist, nats [B]."""
-    rows_VD = head_rows(model, vocabulary.level_start(0), vocabulary.level_start(1))
-    logits_BC = (opening_BD @ rows_VD.T).float()[:, trie.levels[1].code]
+    logits_BV = part_logits(model, opening_BD, vocabulary.level_start(0), vocabulary.level_start(1))
+    logits_BC = logits_BV.float()[:, trie.levels[1].code]
     logprobs_BC = logits_BC.log_softmax(-1)
     return -(logprobs_BC.exp() * logprobs_BC).sum(-1)
 

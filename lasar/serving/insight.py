@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lasar.cot.anchors import AnchorStore
 from lasar.decoding.beam import score_children
-from lasar.model.backbone import head_rows
+from lasar.model.head import part_logits
 from lasar.model.latent import finish_reasoning
 from lasar.model.prompt import encode_prompts
 from lasar.model.reasoner import Thought
@@ -133,8 +133,8 @@ def _steps(snapshot: Snapshot, thought: Thought, anchors: AnchorStore | None) ->
             closing=ranker.reasoner.settings.closing,
         )  # fmt: skip
         ends_ND = ends_BPD[0]
-    head_VD = head_rows(ranker.reasoner.backbone, first, first + vocabulary.codebook_size)
-    probabilities_NC = (ends_ND @ head_VD[codes_C].T).float().softmax(-1)
+    logits_NV = part_logits(ranker.reasoner.backbone, ends_ND, first, first + vocabulary.codebook_size)
+    probabilities_NC = logits_NV[:, codes_C].float().softmax(-1)
     best = probabilities_NC.topk(min(_DIRECTIONS, len(codes_C)), dim=-1)
     words: list[list[tuple[str, float]]] = [[] for _ in range(len(states_ND))]
     if anchors is not None:

@@ -14,7 +14,8 @@ from torch.nn import functional
 from lasar.decoding.item_logits import with_item_logits
 from lasar.decoding.trie import Trie
 from lasar.model.attention import causal_mask, tree_mask
-from lasar.model.backbone import head_rows, trunk
+from lasar.model.backbone import trunk
+from lasar.model.head import part_logits
 from lasar.model.tree import Nodes, Tree
 from lasar.prompts.batches import TreeBatch
 from lasar.prompts.vocabulary import Vocabulary
@@ -130,7 +131,7 @@ def code_nll(
             row, nll = _trie_nll(model, hidden_PD, items_P, row, level, vocabulary, trie)
         else:
             first, last = vocabulary.normaliser(level)
-            logits_PC = hidden_PD[row] @ head_rows(model, first, last).T
+            logits_PC = part_logits(model, hidden_PD[row], first, last)
             code_P = trie.levels[level + 1].code[trie.node_of_item(level + 1, items_P[row])]
             target_P = code_P + vocabulary.level_start(level) - first
             nll = functional.cross_entropy(logits_PC.float(), target_P, reduction="none")
@@ -164,7 +165,7 @@ def _trie_nll(
     if len(row_R) == 0:
         return row_R, hidden_PD.new_zeros(0, dtype=torch.float32)
     start = vocabulary.level_start(level)
-    logits_RC = (hidden_PD[row_R] @ head_rows(model, start, start + vocabulary.codebook_size).T).float()
+    logits_RC = part_logits(model, hidden_PD[row_R], start, start + vocabulary.codebook_size).float()
     child_RM, real_RM = (tensor[0] for tensor in trie.children(level, nodes_P[row_R][None]))
     code_RM = trie.levels[level + 1].code[child_RM]
     logits_RM = with_item_logits(

@@ -9,7 +9,8 @@ from torch.nn import functional
 
 from lasar.decoding.trie import Trie
 from lasar.model.attention import causal_mask
-from lasar.model.backbone import head_rows, trunk
+from lasar.model.backbone import trunk
+from lasar.model.head import part_logits
 from lasar.prompts.text_tasks import TextBatch
 from lasar.prompts.vocabulary import Vocabulary
 from lasar.training.losses import code_loss
@@ -48,6 +49,6 @@ def text_loss(model: nn.Module, batch: TextBatch, *, vocabulary: Vocabulary, tri
 
 def text_logits(model: nn.Module, hidden_QD: Tensor, *, vocabulary: Vocabulary) -> Tensor:
     """Logits over text tokens and `<e>`, [Q, `<e>` + 1]; the other markers between them have -inf."""
-    logits_QV = hidden_QD @ head_rows(model, 0, vocabulary.latent_end + 1).T
+    logits_QV = part_logits(model, hidden_QD, 0, vocabulary.latent_end + 1)
     logits_QV[:, vocabulary.base_size : vocabulary.latent_end] = -torch.inf
     return logits_QV

@@ -8,8 +8,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from lasar.errors import ConfigError
 from lasar.model import capability
-from lasar.model.backbone import build_preset, trunk
+from lasar.model.backbone import build_preset, head_bias, trunk
 from lasar.model.capability import check_tree_attention
+from lasar.model.head import part_logits
 from lasar.model.prompt import encode_prompts
 from lasar.prompts.vocabulary import Vocabulary
 
@@ -26,7 +27,10 @@ CAN = {
     "qwen3": HEADS,
     "llama": GROUPED,
     "mistral": {**GROUPED, "sliding_window": 64},
-    "gemma2": GEMMA,  # eager attention only
+    "gemma2": {**GEMMA, "final_logit_softcapping": 0.5},  # eager attention only
+    "phi": GROUPED,  # a head with a bias
+    "granite": {**GROUPED, "logits_scaling": 8.0},
+    "cohere": GROUPED,  # scales its logits by 1/16
     "gemma3_text": {**GEMMA, "num_hidden_layers": 7},  # five sliding layers to one full
     "smollm3": {**GROUPED, "num_hidden_layers": 4},  # the fourth without positions
     "phi3": GROUPED,
@@ -34,7 +38,6 @@ CAN = {
     "gpt_neox": MLP,
     "opt": {**LAYERS, "ffn_dim": 48, "word_embed_proj_dim": 32},
     "falcon": {**LAYERS, "alibi": False},
-    "bert": {**MLP, "is_decoder": True},
     "mixtral": {**GROUPED, "num_local_experts": 4},
 }
 CANNOT = {
@@ -44,6 +47,7 @@ CANNOT = {
     "mamba": ("mamba", {**LAYERS, "state_size": 8}, "takes no 4-D attention mask.*without attention"),
     "rwkv": ("rwkv", {**LAYERS, "attention_hidden_size": 32}, "sees what a 4-D mask hides"),
     "lfm2": ("lfm2", {**GROUPED, "layer_types": ["conv", "full_attention"]}, "sees what a 4-D mask hides"),
+    "head": ("bert", {**MLP, "is_decoder": True}, "its logits are not those of a head on the states"),
     "encoder": ("bert", MLP, "'bert'.*depends on the tokens after it"),
     "roberta": ("roberta", {**MLP, "is_decoder": True}, "does not count positions from 0"),
     "window": ("mistral", {**GROUPED, "sliding_window": 23}, r"sliding_window is 23.*up to 24 tokens.*max_history"),
@@ -62,6 +66,8 @@ def build(kind, sizes, *, sharp=False):
             for parameter in model.parameters():
                 if parameter.ndim >= 2:
                     parameter.mul_(4.0)
+            if (bias_V := head_bias(model)) is not None:
+                bias_V += torch.linspace(-1, 1, len(bias_V))
     return model
 
 
@@ -98,6 +104,23 @@ def test_what_passes_computes_every_token_as_in_its_own_sequence(kind):
                 torch.testing.assert_close(
                     hidden[b, q], expected, atol=1e-5 * max(1, expected.abs().max().item()), rtol=1e-5
                 )
+
+
+@pytest.mark.parametrize("kind", CAN)
+@torch.no_grad()
+def test_logits_over_a_part_are_the_models_own(kind):
+    model = build(kind, CAN[kind], sharp=True)
+    ids = tokens(torch.Generator().manual_seed(2), 2, 6)
+    hidden = trunk(model)(input_ids=ids, use_cache=False).last_hidden_state
+    torch.testing.assert_close(part_logits(model, hidden, 9, 21), model(input_ids=ids).logits[..., 9:21])
+
+
+def test_damaged_weights_are_called_damaged():
+    model = build("llama", GROUPED)
+    with torch.no_grad():
+        next(iter(model.parameters()))[:] = torch.nan
+    with pytest.raises(ConfigError, match="weights are damaged: hidden states are not finite"):
+        check_tree_attention(model, max_tokens=24)
 
 
 @pytest.mark.filterwarnings(

@@ -8,13 +8,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from lasar.artifacts import read_json
 from lasar.cli import app
 from lasar.errors import ConfigError, DataError, MissingExtraError
-from lasar.model.backbone import build_backbone, input_table, output_table
+from lasar.model.backbone import build_backbone, head_bias, input_table, output_table
 from lasar.model.importing import import_model
 from lasar.prompts.text_tokens import pretrained_tokenizer
 from lasar.prompts.trimming import trim
@@ -42,15 +42,18 @@ def bpe(**options) -> Tokenizer:
     return tokenizer
 
 
-def write_model(folder, *, tied: bool) -> Tokenizer:
+def write_model(folder, *, tied: bool, kind: str = "llama") -> Tokenizer:
     tokenizer = bpe()
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=tokenizer.get_vocab_size() + 5, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+    config = AutoConfig.for_model(
+        kind, vocab_size=tokenizer.get_vocab_size() + 5, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
         num_attention_heads=2, num_key_value_heads=1, tie_word_embeddings=tied, bos_token_id=0, eos_token_id=1,
         pad_token_id=None,
     )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)
+    model = AutoModelForCausalLM.from_config(config)
+    if (bias := head_bias(model)) is not None:
+        bias.data.normal_()
+    model.save_pretrained(folder)
     tokenizer.save(str(folder / "tokenizer.json"))
     return tokenizer
 
@@ -112,9 +115,9 @@ def test_another_kind_of_tokenizer_is_refused():
         trim(Tokenizer(models.BPE({"a": 0}, [])), ["a"], name="it")
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_the_logits_of_the_kept_tokens_stay(tmp_path, tied):
-    tokenizer = write_model(tmp_path / "whole", tied=tied)
+@pytest.mark.parametrize(("kind", "tied"), [("llama", True), ("llama", False), ("phi", False)])
+def test_the_logits_of_the_kept_tokens_stay(tmp_path, kind, tied):
+    tokenizer = write_model(tmp_path / "whole", tied=tied, kind=kind)
     facts = import_model(tmp_path / "whole", tmp_path / "small", texts=SHOP)
     assert facts == read_json(tmp_path / "small" / "import.json")
     assert {(tmp_path / "small" / name).stat().st_mode for name in ("model.safetensors", "import.json")} == {
