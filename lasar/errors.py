@@ -17,6 +17,8 @@ import importlib
 from collections.abc import Iterable
 from types import ModuleType
 
+_REASON = 300  # characters of another library's message
+
 
 class LasarError(Exception):
     """Base of every error that a user can cause and mend."""
@@ -51,6 +53,12 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     spelled = {candidate.lower(): candidate for candidate in valid}
     matches = difflib.get_close_matches(name.lower(), spelled, n=1, cutoff=0.5)
     return f"; did you mean {spelled[matches[0]]!r}?" if matches else ""
+
+
+def reason_of(error: Exception) -> str:
+    """What an error of another library says, in one line of at most 300 characters."""
+    words = " ".join(str(error).split()) or type(error).__name__
+    return words if len(words) <= _REASON else f"{words[: _REASON - 3]}..."
 
 
 def require(module: str, *, extra: str) -> ModuleType:

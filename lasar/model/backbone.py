@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
-from lasar.errors import ArtifactError, ConfigError, require
+from lasar.errors import ArtifactError, ConfigError, reason_of, require
 from lasar.model.attention import set_attention
-from lasar.model.presets import HOW_TO_GET, PRESETS, check_backbone
+from lasar.model.opening import NotOpenedError, open_model
+from lasar.model.presets import PRESETS, check_backbone, not_loadable
 from lasar.prompts.vocabulary import Normalise, Vocabulary
 
 disable_progress_bar()  # our own bars say what is going on
@@ -146,30 +146,11 @@ def load_backbone(folder: Path, *, device: torch.device | str = "cpu") -> PreTra
     if not (folder / "config.json").is_file():
         raise ArtifactError(f"{folder}: not a model folder (no config.json); run the training stage again")
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder,
-            local_files_only=True,
-            use_safetensors=True,
-            dtype=torch.float32,
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().partition("\n")[0]
+        model = open_model(str(folder), local_files_only=True, use_safetensors=True)
+    except NotOpenedError as reason:
         raise ArtifactError(f"{folder}: damaged model ({reason}); run the training stage again") from None
     move(model, device)
     model.eval()
-    return model
-
-
-def complete(opened: Any) -> PreTrainedModel:
-    """The model of `from_pretrained(..., output_loading_info=True)`, which fills what its files lack at random.
-
-    Raises:
-        ValueError: they lack something.
-    """
-    model, found = opened
-    if found["missing_keys"]:
-        raise ValueError(f"its weights lack {min(found['missing_keys'])}")
-    assert isinstance(model, PreTrainedModel)
     return model
 
 
@@ -256,13 +237,9 @@ def add_residual_dropout(model: PreTrainedModel, probability: float) -> None:
 
 def _load_pretrained(name: str) -> PreTrainedModel:
     try:
-        return complete(
-            AutoModelForCausalLM.from_pretrained(
-                name, use_safetensors=True, dtype=torch.float32, output_loading_info=True
-            )
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise _not_loadable(name, error) from None
+        return open_model(name, use_safetensors=True)
+    except NotOpenedError as reason:
+        raise not_loadable(name, str(reason)) from None
 
 
 def _random_weights(name: str, seed: int) -> PreTrainedModel:
@@ -272,18 +249,8 @@ def _random_weights(name: str, seed: int) -> PreTrainedModel:
             torch.manual_seed(seed)
             model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         return model
-    except (OSError, ValueError, RuntimeError) as error:
-        raise _not_loadable(name, error) from None
-
-
-def _not_loadable(name: str, error: Exception) -> ConfigError:
-    reason = str(error).strip().splitlines()[0]
-    if Path(name).is_dir():
-        return ConfigError(f"backbone {name!r}: this folder holds no causal LM that loads: {reason}")
-    return ConfigError(
-        f"backbone {name!r}: neither a preset ({', '.join(PRESETS)}) nor a folder, and not to be had from the hub: "
-        f"{reason}; {HOW_TO_GET}"
-    )
+    except Exception as error:  # foreign files make it stumble anywhere
+        raise not_loadable(name, reason_of(error)) from None
 
 
 def _extend_embeddings(model: PreTrainedModel, size: int) -> None:

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 
 from lasar.artifacts import file_sha256, permit_as, write_json
-from lasar.errors import ConfigError, DataError, require
-from lasar.model.backbone import complete, head_bias, input_table, num_parameters, output_table
+from lasar.errors import ConfigError, DataError, reason_of, require
+from lasar.model.backbone import head_bias, input_table, num_parameters, output_table
+from lasar.model.opening import open_model
 from lasar.prompts.trimming import trim
 
 FACTS_FILE = "import.json"
@@ -92,6 +93,8 @@ def keep_rows(model: PreTrainedModel, ids_V: torch.Tensor) -> None:
 
 
 def _open(source: Path) -> tuple[PreTrainedModel, Tokenizer]:
+    if not source.exists():
+        raise DataError(f"{source}: no such file or folder")
     if source.suffix == ".gguf":
         return _open_gguf(source)
     if not (source / "config.json").is_file():
@@ -99,25 +102,21 @@ def _open(source: Path) -> tuple[PreTrainedModel, Tokenizer]:
     if not (source / "tokenizer.json").is_file():
         raise DataError(f"{source}: has no tokenizer.json; write one with AutoTokenizer.save_pretrained")
     try:
-        opened = AutoModelForCausalLM.from_pretrained(
-            source, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
-        )
-        return complete(opened), Tokenizer.from_file(str(source / "tokenizer.json"))
+        model = open_model(str(source), local_files_only=True, use_safetensors=True)
+        return model, Tokenizer.from_file(str(source / "tokenizer.json"))
     except Exception as error:  # tokenizers raises bare Exception
-        raise DataError(f"{source}: cannot be opened: {_first_line(error)}") from None
+        raise DataError(f"{source}: cannot be opened: {reason_of(error)}") from None
 
 
 def _open_gguf(source: Path) -> tuple[PreTrainedModel, Tokenizer]:
     for package in ("gguf", "accelerate"):
         require(package, extra="gguf")
-    if not source.is_file():
-        raise DataError(f"{source}: no such file")
     place: dict[str, Any] = {"gguf_file": source.name, "local_files_only": True}
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.parent, **place).backend_tokenizer
-        model = AutoModelForCausalLM.from_pretrained(source.parent, dtype=torch.float32, **place)
+        model = open_model(str(source.parent), **place)
     except Exception as error:  # whatever the reader stumbles over in a damaged file
-        raise DataError(f"{source}: cannot be opened: {_first_line(error)}") from None
+        raise DataError(f"{source}: cannot be opened: {reason_of(error)}") from None
     # The weights are float32 now, but transformers keeps in mind that they were not, and would refuse to save them.
     loaded: Any = model
     loaded.hf_quantizer, loaded.is_quantized = None, False
@@ -125,7 +124,3 @@ def _open_gguf(source: Path) -> tuple[PreTrainedModel, Tokenizer]:
         del model.config.quantization_config
     assert isinstance(tokenizer, Tokenizer)
     return model, tokenizer
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -8,9 +8,9 @@ from typing import Literal
 from lasar.errors import ConfigError, nearest
 
 _MODELS = "models"
-HOW_TO_GET = (
-    "a pre-trained model is a folder of config.json, model.safetensors and tokenizer.json, or made of a GGUF file: "
-    "lasar data get smollm2-135m-instruct, then lasar data import-model FILE.gguf FOLDER --texts-of RUN"
+_FROM_GGUF = (
+    "or make one of a GGUF file: lasar data get smollm2-135m-instruct, then lasar data import-model FILE.gguf FOLDER "
+    "--texts-of RUN"
 )
 
 CodeStart = Literal["vectors", "text", "mean", "random"]
@@ -60,19 +60,47 @@ def check_backbone(name: str) -> None:
     if name in PRESETS:
         return
     path, first = Path(name), name.partition("/")[0]
+    if path.suffix == ".gguf" and not path.exists():
+        raise ConfigError(
+            f"backbone {name!r}: no such file, and a GGUF file becomes a model folder first; {_FROM_GGUF}"
+        )
     gguf = [path] if path.suffix == ".gguf" else sorted(path.glob("*.gguf"))
-    if gguf and not (path / "config.json").is_file():
+    if (path / "config.json").is_file():
+        return
+    if gguf:
         raise ConfigError(
             f"backbone {name!r}: a GGUF file becomes a model folder first: lasar data import-model {gguf[0]} "
             f"{_MODELS}/NAME --texts-of RUN (a run up to rationalize: lasar run RECIPE --until rationalize); then "
             f"sft.backbone={_MODELS}/NAME"
         )
+    if path.is_dir():
+        raise ConfigError(
+            f"backbone {name!r}: has no config.json; a model folder is config.json, model.safetensors and "
+            f"tokenizer.json, as on its hub page; {_FROM_GGUF}"
+        )
     looks_like_path = first in (".", "..", "", "~", _MODELS) or Path(first).is_dir() or name.count("/") > 1
-    if path.is_dir() or ("/" in name and not looks_like_path):
+    if "/" in name and not looks_like_path:
         return
     what = "no such folder" if looks_like_path else f"no such preset or folder{nearest(name, PRESETS)}"
     raise ConfigError(
-        f"backbone {name!r}: {what}; presets: {', '.join(PRESETS)}; a hub id looks like owner/name; {HOW_TO_GET}"
+        f"backbone {name!r}: {what}; presets: {', '.join(PRESETS)}; a hub id looks like owner/name; or put a model's "
+        f"config.json, model.safetensors and tokenizer.json into a folder, {_FROM_GGUF}"
+    )
+
+
+def not_loadable(name: str, reason: str) -> ConfigError:
+    """What to say of a folder or a hub id that `check_backbone` let pass and that did not load."""
+    if Path(name).is_dir():
+        return ConfigError(f"backbone {name!r}: this folder holds no causal LM that loads: {reason}")
+    from huggingface_hub import is_offline_mode
+
+    folder = f"{_MODELS}/{Path(name).name}"
+    if is_offline_mode():
+        reason = "HF_HUB_OFFLINE is set, so no hub was asked, and its cache does not hold it"
+    return ConfigError(
+        f"backbone {name!r}: not a folder here, and not loaded from the hub ({reason}); download its config.json, "
+        f"tokenizer.json and all *.safetensors into {folder} (where there is a network: hf download {name} --local-dir "
+        f"{folder}) and set sft.backbone={folder}"
     )
 
 

@@ -5,6 +5,7 @@ Text tokens are `0 ... size - 1`, the backbone's own part of the vocabulary (`Vo
 backbone brings its own tokenizer, which is stored the same way, so that nothing downstream asks which one it has.
 """
 
+import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers.utils.hub import cached_file
 
 from lasar.errors import ArtifactError, ConfigError
+
+logger = logging.getLogger(__name__)
 
 TOKENIZER_FILE = "text_tokenizer.json"
 BACKBONE_TOKENIZER_FILE = "backbone_tokenizer.json"  # of a pre-trained model that was trained without text
@@ -78,7 +81,9 @@ def keep_tokenizer(name: str, folder: Path) -> None:
     try:
         pretrained_tokenizer(name).save(folder, name=BACKBONE_TOKENIZER_FILE)
     except ConfigError:
-        return  # nothing reads words, then; who asks for it is told
+        logger.info(
+            "%s: has no tokenizer.json that can be kept: anchors of the model's own words cannot be had", name
+        )
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> TextTokenizer:

@@ -160,7 +160,7 @@ def run(config: Config, context: StageContext) -> None:
         keep_tokenizer(config.backbone, context.output)
     targets = sum(batch.num_targets for batch in batches(0) if isinstance(batch, TreeBatch))
     facts = {
-        **result.facts(),
+        **result.facts(), "earlier": {phase.name: done.facts() for phase, done in zip(phases, before, strict=False)},
         "parameters": num_parameters(backbone.model), "validation_users": len(valid),
         "training_targets": targets // catalog.num_levels, **(text.facts() if text else {}),
     }  # fmt: skip

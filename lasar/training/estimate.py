@@ -61,7 +61,7 @@ class Estimate:
     def line(self, stage: str) -> str:
         """One line for people."""
         return (
-            f"{stage}: trains {self.parameters / 1e6:,.1f} M weights in {self.steps:,} steps; about "
+            f"{stage}: trains {_counted(self.parameters)} weights in {self.steps:,} steps; about "
             f"{_spoken(self.seconds)} here ({_spoken(self.validation_s)} of it validation){_size(self.memory)}"
         )
 
@@ -258,6 +258,10 @@ def peak(device: torch.device) -> int:
 
 def _size(memory: int) -> str:
     return f", {memory / 1e9:,.1f} GB" if memory else ""
+
+
+def _counted(number: int) -> str:
+    return f"{number / 1e6:,.1f} M" if number >= 1e6 else f"{number:,}"
 
 
 def _spoken(seconds: float) -> str:

@@ -1,5 +1,6 @@
 import json
 import shutil
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from lasar.model.backbone import (
     save_backbone,
     token_weights,
 )
+from lasar.model.opening import NotOpenedError
 from lasar.model.presets import PRESETS
 from lasar.prompts.vocabulary import Vocabulary
 
@@ -145,6 +147,25 @@ def test_a_gguf_file_says_how_it_is_imported(tmp_path):
             build(str(name))
 
 
+def test_a_model_of_a_hub_that_is_not_there_says_what_to_download_and_where_to_put_it(monkeypatch):
+    with pytest.raises(
+        ConfigError, match=r"HF_HUB_OFFLINE is set.*into models/Qwen3-9B .*--local-dir models/Qwen3-9B"
+    ):
+        build("Qwen/Qwen3-9B")
+    monkeypatch.setattr("huggingface_hub.is_offline_mode", lambda: False)
+    monkeypatch.setattr("lasar.model.backbone.open_model", Mock(side_effect=NotOpenedError("404 not found")))
+    with pytest.raises(ConfigError, match=r"the hub \(404 not found\); download its config.json") as raised:
+        build("Qwen/Qwen3-9B")
+    assert "sft.backbone=models/Qwen3-9B" in str(raised.value)
+
+
+def test_files_and_folders_that_are_no_model(tmp_path):
+    with pytest.raises(ConfigError, match=r"away.gguf': no such file.*lasar data import-model"):
+        build(str(tmp_path / "away.gguf"))
+    with pytest.raises(ConfigError, match=r"has no config.json; a model folder is"):
+        build(str(tmp_path))
+
+
 def without_layer(weights, number):
     tensors = load_file(weights)
     kept = {name: tensor for name, tensor in tensors.items() if f".layers.{number}." not in name}
@@ -152,7 +173,15 @@ def without_layer(weights, number):
     save_file(kept, weights, metadata={"format": "pt"})
 
 
-@pytest.mark.parametrize("damage", ["weights", "sizes", "layers"])
+DAMAGES = {
+    "weights": "header",
+    "sizes": r"weights and its config.json do not agree: .* is \[.*\] and should be \[.*\]",
+    "layers": r"its weights lack model.layers.1",
+    "type": "hidden_size.*wide",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_backbone_is_one_line(pretrained, tmp_path, damage):
     folder = tmp_path / "copy"
     shutil.copytree(pretrained, folder)
@@ -162,10 +191,14 @@ def test_a_damaged_backbone_is_one_line(pretrained, tmp_path, damage):
         without_layer(folder / "model.safetensors", 1)
     else:
         config = json.loads((folder / "config.json").read_text())
-        (folder / "config.json").write_text(json.dumps(config | {"hidden_size": 2 * config["hidden_size"]}))
-    with pytest.raises(ConfigError, match="this folder holds no causal LM that loads") as raised:
+        width = "wide" if damage == "type" else 2 * config["hidden_size"]
+        (folder / "config.json").write_text(json.dumps(config | {"hidden_size": width}))
+    reason = f"this folder holds no causal LM that loads: .*{DAMAGES[damage]}"
+    with pytest.raises(ConfigError, match=reason) as raised:
         build(str(folder))
     assert "\n" not in str(raised.value)
+    with pytest.raises(ArtifactError, match=f"damaged model .*{DAMAGES[damage]}"):
+        load_backbone(folder)
 
 
 def test_damaged_model_is_one_line(tmp_path):

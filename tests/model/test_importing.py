@@ -155,8 +155,10 @@ def test_what_is_imported_is_a_backbone_and_a_plain_folder(tmp_path):
 
 
 def test_wrong_sources_are_named_and_nothing_is_left(tmp_path, monkeypatch):
-    with pytest.raises(DataError, match=r"neither a .gguf file nor a model folder"):
+    with pytest.raises(DataError, match=r"none: no such file or folder"):
         import_model(tmp_path / "none", tmp_path / "out")
+    with pytest.raises(DataError, match=r"neither a .gguf file nor a model folder"):
+        import_model(tmp_path, tmp_path / "out")
     write_model(tmp_path / "whole", tied=True)
     weights = tmp_path / "whole" / "model.safetensors"
     tensors = load_file(weights)

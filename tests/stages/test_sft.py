@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.models.qwen3.modeling_qwen3 import Qwen3MLP
 
-from lasar.artifacts import StageContext
+from lasar.artifacts import StageContext, read_json
 from lasar.config import parse_section
 from lasar.errors import ArtifactError, ConfigError
 from lasar.prompts.text_tokens import TextTokenizer, load_reader
@@ -121,14 +121,17 @@ def words_model(tmp_path):
     return str(tmp_path / "words")
 
 
-def test_a_pretrained_backbone_can_read_words_even_without_text_tasks(train, words_model, tmp_path):
+def test_a_pretrained_backbone_can_read_words_even_without_text_tasks(train, words_model, tmp_path, caplog):
     output = train("wordless", backbone=words_model)
     assert not (output / "text_tokenizer.json").exists()
     assert load_reader(output).encode("Item 7") == [50, 7]
     with pytest.raises(ArtifactError, match="was trained without text"):
         load_reader(train("preset"))
     (tmp_path / "words" / "tokenizer.json").unlink()
-    assert not (train("mute", backbone=words_model) / "backbone_tokenizer.json").exists()
+    assert not caplog.text
+    with caplog.at_level("INFO"):
+        assert not (train("mute", backbone=words_model) / "backbone_tokenizer.json").exists()
+    assert "has no tokenizer.json that can be kept" in caplog.text
 
 
 def rows(folder):
@@ -192,6 +195,8 @@ def test_align_first_has_text_in_its_own_epochs_alone(train, monkeypatch):
         counts[name] = len(read)
         curves = {path.name: len(path.read_text().splitlines()) for path in folder.glob("curve*.jsonl")}
         assert curves == {"curve.jsonl": 6} | ({"curve_align.jsonl": 1} if phases else {})
+        earlier = read_json(folder / "metrics.json")["earlier"]
+        assert [(name, facts["best_epoch"]) for name, facts in earlier.items()] == [("sft_align", 1)] * len(phases)
     assert counts["to_the_end"] > 3 * counts["first"] > 0
 
 

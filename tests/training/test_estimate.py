@@ -109,7 +109,7 @@ def test_said_once_before_training_and_not_again_when_it_goes_on(model, clock, t
     assert seen == [8, 8, 64, 100, 100, 100]
     said = [line for line in capsys.readouterr().err.splitlines() if "expected" in line or "weights" in line]
     assert len(said) == 2
-    assert re.match(r"sft: trains 0.0 M weights in 3 steps; about ", said[0])
+    assert re.match(r"sft: trains 20 weights in 3 steps; about ", said[0])
     assert re.match(r"sft: took 0 s \(expected 0 s\), \d+\.\d GB \(expected \d+\.\d\)", said[1])
 
 
