@@ -10,7 +10,7 @@ import hashlib
 import multiprocessing
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -121,7 +121,7 @@ def score_users(
         model: training stage; the last by default.
         device: see `Recommender.load`.
         processes: how many rank at the same time; each has its own model and its share of the cores.
-        elsewhere: ranks parts in `processes` other processes; those of this machine by default.
+        elsewhere: ranks parts in `processes` other processes; by default this one and others of this machine.
 
     Returns:
         The summary.
@@ -148,10 +148,13 @@ def score_users(
     _refuse_other(out, plan)
     with exclusive(out, who="this scoring", elsewhere="choose another folder with --out"):
         write_json(out / PLAN, plan)
-        if processes == 1 and elsewhere is None:
-            return _score(out, asked, scoring.part_users, partial(_here, recommender, scoring))
-        rank, opened = elsewhere or in_processes, Opened(run, stage, device, scoring)
-        return _score(out, asked, scoring.part_users, lambda parts: rank(parts, opened, processes))
+        opened = Opened(run, stage, device, scoring)
+        if elsewhere is not None:
+            return _score(out, asked, scoring.part_users, lambda parts: elsewhere(parts, opened, processes))
+        how = partial(_with_others, recommender, opened, processes)
+        return _score(
+            out, asked, scoring.part_users, how if processes > 1 else partial(_here, recommender, scoring)
+        )
 
 
 def _score(
@@ -327,28 +330,33 @@ def _work(number: int, users: Users) -> tuple[int, pl.DataFrame]:
     return number, rank_part(recommender, users, scoring)
 
 
-def in_processes(parts: Iterator[Part], opened: Opened, processes: int) -> Iterator[tuple[int, pl.DataFrame]]:
-    """Rank parts in processes of this machine.
-
-    Raises:
-        ArtifactError: one of them died.
-    """
-    threads = max(1, torch.get_num_threads() // processes)
+def _with_others(
+    recommender: Recommender, opened: Opened, processes: int, parts: Iterator[Part]
+) -> Iterator[tuple[int, pl.DataFrame]]:
+    """Rank parts here and in other processes; this one is at it while the others are still starting."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, threads // processes))
     pool = ProcessPoolExecutor(
-        processes,
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_open,
-        initargs=(threads, opened),
-    )
+        processes - 1, mp_context=multiprocessing.get_context("spawn"), initializer=_open,
+        initargs=(torch.get_num_threads(), opened),
+    )  # fmt: skip
+    given: set[Future[tuple[int, pl.DataFrame]]] = set()
     try:
-        for done in as_completed([pool.submit(_work, *part) for part in parts]):
-            yield done.result()
+        for number, users in parts:
+            if len(given) < processes:  # one for each, and one that waits
+                given.add(pool.submit(_work, number, users))
+                continue
+            yield number, rank_part(recommender, users, opened.scoring)
+            done, given = wait(given, timeout=0)
+            yield from (future.result() for future in done)
+        yield from (future.result() for future in as_completed(given))
     except BrokenProcessPool:
         raise ArtifactError(
             "a scoring process died (killed, or out of memory); finished parts are kept, the same command goes on"
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)
 
 
 def read_scores(out: Path) -> pl.DataFrame:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from lasar import scoring as module
@@ -46,9 +47,14 @@ def test_every_user_gets_the_recommenders_list_exactly_once(run, scored):
         assert row["depth"] == 0
 
 
-def test_processes_do_not_change_a_list(run, scored, tmp_path):
+def test_processes_do_not_change_a_list(run, scored, tmp_path, monkeypatch):
+    here, rank = [], module.rank_part
+    monkeypatch.setattr(module, "rank_part", lambda *args: here.append(1) or rank(*args))
+    threads = torch.get_num_threads()
     summary = score_users(run, tmp_path / "two", scoring=ASKED, processes=2)
-    assert summary["parts_of_this_call"] > 1
+    assert torch.get_num_threads() == threads
+    # Two parts are given away before this process takes its first.
+    assert 1 <= len(here) <= summary["parts_of_this_call"] - 2
     one, two = read_scores(scored[0]), read_scores(tmp_path / "two")
     assert one.drop("scores").equals(two.drop("scores"))
     scores = [table["scores"].explode().to_numpy() for table in (one, two)]
