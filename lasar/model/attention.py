@@ -3,6 +3,7 @@
 The backends compute the same numbers; `config._attn_implementation` says which one a model uses:
 
 - `sdpa`: a boolean mask, one byte for every query, key and row of the batch. Everywhere.
+- `lasar_short`: the same, for CPUs: training on few keys goes by plain products; see `lasar.model.short_attention`.
 - `flex_attention`: a block mask, for CUDA (torch trains it nowhere else). Blocks of 128 x 128 in which nobody sees
   anything are skipped; inside the others the kernel compares positions for the trunk, and reads the same bytes for what
   hangs off it: M * K for a row of the batch, never T * T. Finding the blocks holds a byte for every query, key and row
@@ -15,29 +16,32 @@ to itself, transformers compiles the making of a block mask anew in every forwar
 Legend: B batch, T trunk tokens, Q new tokens, M tokens hung off the trunk, K keys.
 """
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from lasar.errors import ConfigError
+from lasar.model.short_attention import NAME as SHORT
 from lasar.model.tree import Nodes, with_trunk
 
 Mask = Tensor | BlockMask
 
-_KNOWN = ("sdpa", "flex_attention", "eager")
+_KNOWN = ("sdpa", SHORT, "flex_attention", "eager")
 _FLEX_WIDTH = 512  # of a model from which on compiling FlexAttention pays
 _VARIANTS = 64  # of the compiled kernel, at most
 _DROPOUT_FIELDS = ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob")
 
 
-def choose_attention(device: torch.device | str, width: int) -> Literal["sdpa", "flex_attention"]:
-    """The backend for a device and a model's hidden size: FlexAttention for wide models on CUDA, else SDPA.
+def choose_attention(device: torch.device | str, width: int) -> str:
+    """The backend for a device and a model's hidden size: FlexAttention for wide models on CUDA, SDPA for others.
 
-    A narrow model is trained before its FlexAttention is compiled.
+    A narrow model is trained before its FlexAttention is compiled. On CPUs it is SDPA but for training on few keys.
     """
-    return "flex_attention" if torch.device(device).type == "cuda" and width >= _FLEX_WIDTH else "sdpa"
+    if torch.device(device).type != "cuda":
+        return SHORT
+    return "flex_attention" if width >= _FLEX_WIDTH else "sdpa"
 
 
 def without_plans() -> None:
@@ -68,7 +72,9 @@ def set_attention(model: nn.Module, device: torch.device | str) -> None:
         # Torch compiles it anew for a single row, query or block, for other layouts of keys and for gradients: about
         # 40 variants over all sizes. Past its limit of 8 it would go on uncompiled, with all scores in memory.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _VARIANTS)
-    if wanted != current and (flexible if wanted == "flex_attention" else current == "flex_attention"):
+    if wanted == SHORT and not getattr(model, "_supports_attention_backend", False):
+        wanted = "sdpa"  # it looks at the name by itself
+    if wanted != current and (flexible if wanted == "flex_attention" else current != "eager"):
         model.set_attn_implementation(wanted)  # type: ignore[operator]
 
 
@@ -135,7 +141,7 @@ def _attention_of(model: nn.Module) -> str:
 
 def _dense_mask(model: nn.Module, mask_BQK: Tensor) -> Tensor:
     mask = mask_BQK[:, None]
-    if _attention_of(model) == "sdpa":
+    if _attention_of(model) in ("sdpa", SHORT):
         return mask
     dtype = next(model.parameters()).dtype
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(

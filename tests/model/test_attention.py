@@ -106,7 +106,7 @@ def test_an_attention_without_masks_is_refused():
 
 
 def test_flex_attention_is_for_wide_models_on_cuda():
-    assert choose_attention("cpu", 1024) == "sdpa"
+    assert choose_attention("cpu", 1024) == "lasar_short"
     assert choose_attention(torch.device("cuda", 1), 1024) == "flex_attention"
     assert choose_attention("cuda", 256) == "sdpa"
 
@@ -122,7 +122,9 @@ def gpt2():
         (WIDE, "cuda", "eager", "flex_attention"),
         (LLAMA, "cuda", "sdpa", "sdpa"),
         (LLAMA, "cuda", "flex_attention", "sdpa"),
-        (LLAMA, "cpu", "flex_attention", "sdpa"),
+        (LLAMA, "cpu", "flex_attention", "lasar_short"),
+        (LLAMA, "cpu", "sdpa", "lasar_short"),
+        (LLAMA, "cuda", "lasar_short", "sdpa"),
         (LLAMA, "cpu", "eager", "eager"),
         (gpt2(), "cuda", "sdpa", "sdpa"),  # transformers has no FlexAttention for it
         (

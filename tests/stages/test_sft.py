@@ -196,7 +196,9 @@ def test_align_first_has_text_in_its_own_epochs_alone(train, monkeypatch):
         curves = {path.name: len(path.read_text().splitlines()) for path in folder.glob("curve*.jsonl")}
         assert curves == {"curve.jsonl": 6} | ({"curve_align.jsonl": 1} if phases else {})
         earlier = read_json(folder / "metrics.json")["earlier"]
-        assert [(name, facts["best_epoch"]) for name, facts in earlier.items()] == [("sft_align", 1)] * len(phases)
+        assert [(name, facts["best_epoch"]) for name, facts in earlier.items()] == [("sft_align", 1)] * len(
+            phases
+        )
     assert counts["to_the_end"] > 3 * counts["first"] > 0
 
 
