@@ -148,6 +148,8 @@ def _run_stage(name: str, module: StageModule, recipe: Recipe) -> bool:
             permit_as(partial / MANIFEST)
         except BaseException:
             shutil.rmtree(partial)
+            with contextlib.suppress(OSError):
+                scratch.rmdir()  # there is nothing to go on from, unless something is in it
             raise
         _replace_folder(partial, run_dir / name)
         _remove_hidden(run_dir, name)

@@ -90,6 +90,10 @@ def load_recipe(
     values = read_yaml(path)
     for override in overrides:
         _apply_override(values, override, path, sections)
+    if "base" in values:
+        raise ConfigError(
+            f"{path}: no recipe, but a study or a grid on the recipe {values['base']}; run: lasar study {path} (or tune)"
+        )
     for key in values:
         if key not in TOP_LEVEL_KEYS and key not in sections:
             valid = [*TOP_LEVEL_KEYS, *sections]

@@ -340,6 +340,12 @@ def test_scratch_survives_for_the_same_fingerprint(tmp_path: Path) -> None:
     assert _hidden(tmp_path) == []
 
 
+def test_a_stage_that_fails_at_once_leaves_nothing_to_go_on_from(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="killed"):
+        _run_one(tmp_path, _resumable(limit=0))
+    assert _hidden(tmp_path) == []
+
+
 @pytest.mark.parametrize("change", [{"seed": 1}, {"config": Config(text="y")}])
 def test_scratch_of_another_fingerprint_goes(tmp_path: Path, change: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="killed"):

@@ -201,6 +201,10 @@ def test_null_override_resets_an_optional_field(load: Load) -> None:
         ("name: x\nsead: 3\n", "demo.yaml: unknown key 'sead'; did you mean 'seed'?"),
         ("on: 3\n", "demo.yaml: unknown key True"),
         ("1: 3\n", "demo.yaml: unknown key 1"),
+        (
+            "base: b.yaml\n",
+            "demo.yaml: no recipe, but a study or a grid on the recipe b.yaml; run: lasar study demo.yaml (or tune)",
+        ),
         ("sft:\n  epoch: 3\n", "demo.yaml: sft: unknown key 'epoch'; did you mean 'epochs'?"),
         ("sft:\n  12: 3\n", "demo.yaml: sft: unknown key 12"),
         (

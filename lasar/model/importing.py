@@ -49,6 +49,11 @@ def import_model(source: Path, out: Path, *, texts: Iterable[str] | None = None)
         texts = list(texts)
         trimmed = trim(tokenizer, texts, name=str(source))
         tokenizer = trimmed.tokenizer
+        if (last := trimmed.old_ids[-1]) >= facts["tokens_before"]:
+            raise DataError(
+                f"{source}: its tokenizer has a token {last} and its model {facts['tokens_before']:,} rows; give the "
+                "tokenizer.json that belongs to the model"
+            )
         keep_rows(model, torch.from_numpy(trimmed.old_ids))
         facts["texts"] = len(texts)
         facts["texts_sha256"] = hashlib.sha256("\0".join(texts).encode()).hexdigest()
@@ -105,7 +110,7 @@ def _open(source: Path) -> tuple[PreTrainedModel, Tokenizer]:
         model = open_model(str(source), local_files_only=True, use_safetensors=True)
         return model, Tokenizer.from_file(str(source / "tokenizer.json"))
     except Exception as error:  # tokenizers raises bare Exception
-        raise DataError(f"{source}: cannot be opened: {reason_of(error)}") from None
+        raise DataError(f"{source}: cannot be opened: {reason_of(error)}; get it again") from None
 
 
 def _open_gguf(source: Path) -> tuple[PreTrainedModel, Tokenizer]:
@@ -116,7 +121,7 @@ def _open_gguf(source: Path) -> tuple[PreTrainedModel, Tokenizer]:
         tokenizer = AutoTokenizer.from_pretrained(source.parent, **place).backend_tokenizer
         model = open_model(str(source.parent), **place)
     except Exception as error:  # whatever the reader stumbles over in a damaged file
-        raise DataError(f"{source}: cannot be opened: {reason_of(error)}") from None
+        raise DataError(f"{source}: cannot be opened: {reason_of(error)}; get it again") from None
     # The weights are float32 now, but transformers keeps in mind that they were not, and would refuse to save them.
     loaded: Any = model
     loaded.hf_quantizer, loaded.is_quantized = None, False

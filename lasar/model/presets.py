@@ -91,7 +91,9 @@ def check_backbone(name: str) -> None:
 def not_loadable(name: str, reason: str) -> ConfigError:
     """What to say of a folder or a hub id that `check_backbone` let pass and that did not load."""
     if Path(name).is_dir():
-        return ConfigError(f"backbone {name!r}: this folder holds no causal LM that loads: {reason}")
+        return ConfigError(
+            f"backbone {name!r}: this folder holds no causal LM that loads: {reason}; get its files again"
+        )
     from huggingface_hub import is_offline_mode
 
     folder = f"{_MODELS}/{Path(name).name}"

@@ -71,8 +71,13 @@ def load_reader(folder: Path) -> TextTokenizer:
         ArtifactError: there is none, or it is damaged.
     """
     path = folder / BACKBONE_TOKENIZER_FILE
-    if (folder / TOKENIZER_FILE).is_file() or not path.is_file():
+    if (folder / TOKENIZER_FILE).is_file():
         return TextTokenizer.load(folder)
+    if not path.is_file():
+        raise ArtifactError(
+            f"{folder}: has no tokenizer; a preset gets one with sft.text.tasks (for example {{sid_to_title: 1}}), a "
+            "pre-trained model has that of its own folder (tokenizer.json); mend it and run the stage 'sft' again"
+        )
     return TextTokenizer(_open(path, "run the stage 'sft' again", ArtifactError))
 
 

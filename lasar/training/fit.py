@@ -10,7 +10,6 @@ what comes out is what one process makes of the same recipe, but for the order i
 
 import json
 import math
-import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 
 from lasar.errors import ConfigError, TrainingError
 from lasar.model.attention import without_plans
+from lasar.model.opening import layer_of
 from lasar.model.precision import Precision, PrecisionChoice, choose_precision
 from lasar.progress import progress
 from lasar.ranks import add_up, ranks, tell
@@ -210,8 +210,8 @@ def build_optimizer(model: nn.Module, plan: FitPlan) -> torch.optim.Optimizer:
         ConfigError: layers are to learn at rates of their own, but which weights are in which cannot be told.
     """
     groups: dict[tuple[int, bool, bool], list[nn.Parameter]] = {}
-    layers = [_layer_of(name) for name, _ in trained(model)]
-    if plan.layer_decay != 1.0 and all(_layer_of(name) is None for name, _ in model.named_parameters()):
+    layers = [layer_of(name) for name, _ in trained(model)]
+    if plan.layer_decay != 1.0 and all(layer_of(name) is None for name, _ in model.named_parameters()):
         raise ConfigError(
             f"layer_decay={plan.layer_decay:g}: this model's layers have no names that we know; set 1"
         )
@@ -231,11 +231,6 @@ def build_optimizer(model: nn.Module, plan: FitPlan) -> torch.optim.Optimizer:
         ],
         lr=plan.learning_rate, betas=(0.9, 0.98), fused=True,
     )  # fmt: skip
-
-
-def _layer_of(name: str) -> int | None:
-    found = re.search(r"\.(?:layers|h|blocks)\.(\d+)\.", name)  # what decoders call them
-    return int(found[1]) if found else None
 
 
 def scheduled(step: int, total_steps: int, plan: FitPlan) -> float:

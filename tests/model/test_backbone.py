@@ -178,25 +178,35 @@ DAMAGES = {
     "sizes": r"weights and its config.json do not agree: .* is \[.*\] and should be \[.*\]",
     "layers": r"its weights lack model.layers.1",
     "type": "hidden_size.*wide",
+    "fewer": "its config.json says 1 layers, and its weights hold model.layers.1",
+    "nan": "its weights are damaged: .* holds what is no finite number",
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_backbone_is_one_line(pretrained, tmp_path, damage):
+def test_a_damaged_backbone_is_one_line(pretrained, tmp_path, damage, capfd):
     folder = tmp_path / "copy"
     shutil.copytree(pretrained, folder)
     if damage == "weights":
         (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:300])
     elif damage == "layers":
         without_layer(folder / "model.safetensors", 1)
+    elif damage == "nan":
+        tensors = load_file(folder / "model.safetensors")
+        next(iter(tensors.values()))[0] = torch.nan
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     else:
         config = json.loads((folder / "config.json").read_text())
-        width = "wide" if damage == "type" else 2 * config["hidden_size"]
-        (folder / "config.json").write_text(json.dumps(config | {"hidden_size": width}))
+        change = {
+            "type": {"hidden_size": "wide"}, "sizes": {"hidden_size": 2 * config["hidden_size"]},
+            "fewer": {"num_hidden_layers": 1},
+        }  # fmt: skip
+        (folder / "config.json").write_text(json.dumps(config | change[damage]))
     reason = f"this folder holds no causal LM that loads: .*{DAMAGES[damage]}"
     with pytest.raises(ConfigError, match=reason) as raised:
         build(str(folder))
     assert "\n" not in str(raised.value)
+    assert capfd.readouterr() == ("", "")
     with pytest.raises(ArtifactError, match=f"damaged model .*{DAMAGES[damage]}"):
         load_backbone(folder)
 

@@ -154,6 +154,15 @@ def test_what_is_imported_is_a_backbone_and_a_plain_folder(tmp_path):
     assert AutoTokenizer.from_pretrained(out).decode(text.encode("green tea")) == "green tea"
 
 
+def test_a_tokenizer_of_another_model_is_refused(tmp_path):
+    tokenizer = write_model(tmp_path / "whole", tied=True)
+    tokenizer.add_special_tokens([f"<more {number}>" for number in range(9)])
+    tokenizer.save(str(tmp_path / "whole" / "tokenizer.json"))
+    with pytest.raises(DataError, match=r"tokenizer has a token \d+ and its model \d+ rows"):
+        import_model(tmp_path / "whole", tmp_path / "out", texts=SHOP)
+    assert not (tmp_path / "out").exists()
+
+
 def test_wrong_sources_are_named_and_nothing_is_left(tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"none: no such file or folder"):
         import_model(tmp_path / "none", tmp_path / "out")
