@@ -92,7 +92,7 @@ def load_recipe(
         _apply_override(values, override, path, sections)
     if "base" in values:
         raise ConfigError(
-            f"{path}: no recipe, but a study or a grid on the recipe {values['base']}; run: lasar study {path} (or tune)"
+            f"{path}: no recipe, but a study or a grid on {values['base']}; run: lasar study {path} (or tune)"
         )
     for key in values:
         if key not in TOP_LEVEL_KEYS and key not in sections:

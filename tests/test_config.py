@@ -203,7 +203,7 @@ def test_null_override_resets_an_optional_field(load: Load) -> None:
         ("1: 3\n", "demo.yaml: unknown key 1"),
         (
             "base: b.yaml\n",
-            "demo.yaml: no recipe, but a study or a grid on the recipe b.yaml; run: lasar study demo.yaml (or tune)",
+            "demo.yaml: no recipe, but a study or a grid on b.yaml; run: lasar study demo.yaml (or tune)",
         ),
         ("sft:\n  epoch: 3\n", "demo.yaml: sft: unknown key 'epoch'; did you mean 'epochs'?"),
         ("sft:\n  12: 3\n", "demo.yaml: sft: unknown key 12"),
