@@ -1,8 +1,9 @@
 """Attention for training in bf16 on a CPU, where histories are short: plain matrix products, in fp32.
 
 PyTorch's fused attention is made for long sequences. Its backward pass in bf16 takes on a CPU ten to twenty times as
-long as plain products for 10 to 70 keys (`benchmarks/short_attention.py`). In fp32, beyond `LONGEST` keys, without
-gradients or with dropout this is `sdpa`.
+long as plain products for 10 to 70 queries and keys (`benchmarks/short_attention.py`), and for the few queries of
+latent steps and answers it is slower whatever the number of keys. In fp32, beyond `MOST` queries, without gradients or
+with dropout this is `sdpa`.
 
 Legend: B batch, H heads of queries, J of keys and values, G = H / J, Q queries, K keys, E head width.
 """
@@ -16,7 +17,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 NAME = "lasar_short"
-LONGEST = 128  # keys; near 250 the two are equally fast
+MOST = 128  # queries; of 250, with as many keys, the two are equally fast
 _MORE = ("softcap", "position_bias", "cache")  # what some architectures ask for beside
 
 
@@ -34,7 +35,7 @@ def attend(
     """What transformers calls for every layer; see `sdpa_attention_forward` there. Output is [B, Q, H, E]."""
     queries, keys = query_BHQE.shape[2], key_BJKE.shape[2]
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    short = torch.is_autocast_enabled(query_BHQE.device.type) and query_BHQE.requires_grad and keys <= LONGEST
+    short = torch.is_autocast_enabled(query_BHQE.device.type) and query_BHQE.requires_grad and queries <= MOST
     known = not dropout and (attention_mask is not None or not causal or queries == keys)
     if not short or not known or any(others.get(name) is not None for name in _MORE):
         found: tuple[Tensor, None] = sdpa_attention_forward(

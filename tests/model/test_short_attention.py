@@ -7,7 +7,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from lasar.model import short_attention
 from lasar.model.attention import set_attention
-from lasar.model.short_attention import LONGEST, NAME, attend
+from lasar.model.short_attention import MOST, NAME, attend
 
 
 class Layer(torch.nn.Module):
@@ -66,7 +66,7 @@ def test_bf16_inputs_give_bf16_and_are_rounded_once():
 
 @pytest.mark.parametrize("case", ["fp32", "long", "without gradients", "dropout", "bottom right"])
 def test_elsewhere_it_is_sdpa(case, monkeypatch):
-    keys = LONGEST + 1 if case == "long" else 4
+    keys = MOST + 1 if case == "long" else 4
     tensors = inputs(queries=2 if case == "bottom right" else keys, keys=keys)
     called = []
     monkeypatch.setattr(
