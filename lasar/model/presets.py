@@ -61,9 +61,7 @@ def check_backbone(name: str) -> None:
         return
     path, first = Path(name), name.partition("/")[0]
     if path.suffix == ".gguf" and not path.exists():
-        raise ConfigError(
-            f"backbone {name!r}: no such file, and a GGUF file becomes a model folder first; {_FROM_GGUF}"
-        )
+        raise ConfigError(f"backbone {name!r}: no such file; {_FROM_GGUF.removeprefix('or ')}")
     gguf = [path] if path.suffix == ".gguf" else sorted(path.glob("*.gguf"))
     if (path / "config.json").is_file():
         return
