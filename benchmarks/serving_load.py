@@ -5,7 +5,8 @@ real histories of the run. Parts:
 
 - `throughput`: two servers, one of them with `--max-batch 1`, asked in turns by `--users` users who never pause.
   `ratio` is of the medians of answers per second; beside it that of the server's CPU time per answer, which other work
-  on the machine disturbs less.
+  on the machine disturbs less. With `--workers N` a third server answers in batches with N processes
+  (`ratio_workers`).
 - `overload`: three times the throughput just measured, at a steady pace. Nothing may crash, memory must stay, accepted
   requests must be answered by the deadline, and the others told when to come back.
 - `soak`: 70 % of the throughput for `--minutes`; the slope of resident memory after the first fifth.
@@ -88,16 +89,18 @@ class Bench:
     def throughput(self) -> dict[str, Any]:
         """Answers per second, batched and one at a time, in turns."""
         arguments = self.arguments
-        ways = {"batched": "32", "single": "1"}
+        ways = {"batched": ["--max-batch", "32"], "single": ["--max-batch", "1"]}
+        if arguments.workers > 1:
+            ways["workers"] = ["--max-batch", "32", "--workers", str(arguments.workers)]
         rates: dict[str, list[float]] = {way: [] for way in ways}
         cpu: dict[str, list[float]] = {way: [] for way in ways}
         facts: dict[str, Any] = {}
         with ExitStack() as stack:
             servers = {
                 way: stack.enter_context(
-                    Server(self.run, self.folder / way, "--max-batch", size, "--timeout-ms", "60000")
+                    Server(self.run, self.folder / way, *options, "--timeout-ms", "60000")
                 )
-                for way, size in ways.items()
+                for way, options in ways.items()
             }
             for _, way in itertools.product(range(arguments.rounds), ways):
                 server = servers[way]
@@ -114,6 +117,11 @@ class Bench:
                 facts |= {f"mean_batch_{way}": round(size, 1), f"mean_depth_{way}": round(depth, 2)}
         middle = {way: statistics.median(values) for way, values in rates.items()}
         self.per_second = middle["batched"]
+        if "workers" in middle:
+            facts |= {
+                "workers": arguments.workers,
+                "ratio_workers": round(middle["workers"] / middle["single"], 2),
+            }
         return {
             "ratio": round(middle["batched"] / middle["single"], 2),
             "baseline": "the same server with --max-batch 1", "parity": True,
@@ -308,6 +316,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--locust", default="locust", help="the program")
     parser.add_argument("--users", type=int, default=64, help="of the throughput part")
     parser.add_argument("--seconds", type=float, default=30, help="of every measurement")
+    parser.add_argument(
+        "--workers", type=int, default=1, help="of a third server in the throughput part, batched; 1: none"
+    )
     parser.add_argument("--rounds", type=int, default=3, help="of the throughput part")
     parser.add_argument("--minutes", type=float, default=10, help="of the soak")
     parser.add_argument("--deadline-ms", type=int, default=5000, help="of overload and soak")

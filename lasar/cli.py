@@ -5,6 +5,7 @@ A user's mistake is one line on stderr and exit status 2; an interrupt says how 
 
 import json
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -35,6 +36,8 @@ baseline_app = typer.Typer(help="Systems to compare with, each a stage of its ow
 for _group, _name in ((data_app, "data"), (results_app, "results"), (baseline_app, "baseline")):
     app.add_typer(_group, name=_name)
 _INTERRUPTED = 130
+_TRAINING = ("run", "study", "tune", "baseline", *STAGES)
+_KERNELS = "64"
 _SECTIONS = {name: module.Config for name, module in STAGES.items()}
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML file of the experiment.")]
 
@@ -47,6 +50,7 @@ def main() -> None:
         handlers=[RichHandler(console=Console(stderr=True), show_path=False)],
     )
     logging.getLogger("lasar").setLevel(logging.INFO)
+    _keep_few_kernels(sys.argv[1:])
     try:
         with join(sys.argv[1:], shared=("run", *(s for s in STAGES if s not in BASELINES), "baseline")):
             code = app(standalone_mode=False)
@@ -65,6 +69,15 @@ def main() -> None:
             file=sys.stderr,
         )
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _keep_few_kernels(arguments: list[str]) -> None:
+    """Bound what oneDNN keeps for products in bf16: a megabyte or two for each shape, of a thousand shapes.
+
+    A step has about twenty shapes, in every layer the same, and no two steps have the same ones. A server's come again.
+    """
+    if next((argument for argument in arguments if not argument.startswith("-")), "") in _TRAINING:
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", _KERNELS)
 
 
 def _say_error(message: str) -> None:

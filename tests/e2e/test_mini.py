@@ -13,7 +13,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from lasar.cli import main
+from lasar.cli import _keep_few_kernels, main
 
 ROOT = Path(__file__).parents[2]
 STAGES = (
@@ -102,6 +102,15 @@ def test_two_runs_with_one_seed_are_identical(finished, shop):
     run, _ = finished
     lasar("run", *arguments(shop, shop.parent / "again"))
     assert fingerprints(shop.parent / "again") == fingerprints(run)
+
+
+@pytest.mark.parametrize(
+    ("command", "kept"), [("sft", "64"), ("run", "64"), ("serve", None), ("score", None)]
+)
+def test_training_keeps_few_kernels(command, kept, monkeypatch):
+    monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", raising=False)
+    _keep_few_kernels(["--some-option", command, "recipe.yaml"])
+    assert os.environ.get("ONEDNN_PRIMITIVE_CACHE_CAPACITY") == kept
 
 
 def test_status_and_config(finished, shop, inside):
