@@ -9,6 +9,7 @@ Shapes: Q users of a part, K rank positions.
 import hashlib
 import multiprocessing
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -334,18 +335,25 @@ def _with_others(
     recommender: Recommender, opened: Opened, processes: int, parts: Iterator[Part]
 ) -> Iterator[tuple[int, pl.DataFrame]]:
     """Rank parts here and in other processes; this one is at it while the others are still starting."""
+    left = deque(parts)
+    others = min(processes, len(left)) - 1
+    if others < 1:
+        yield from _here(recommender, opened.scoring, iter(left))
+        return
     threads = torch.get_num_threads()
-    torch.set_num_threads(max(1, threads // processes))
+    torch.set_num_threads(max(1, threads // (others + 1)))
     pool = ProcessPoolExecutor(
-        processes - 1, mp_context=multiprocessing.get_context("spawn"), initializer=_open,
+        others, mp_context=multiprocessing.get_context("spawn"), initializer=_open,
         initargs=(torch.get_num_threads(), opened),
     )  # fmt: skip
     given: set[Future[tuple[int, pl.DataFrame]]] = set()
     try:
-        for number, users in parts:
-            if len(given) < processes:  # one for each, and one that waits
-                given.add(pool.submit(_work, number, users))
+        while left:
+            # One for each of the others and, unless it ends soon, one that waits for whoever is first.
+            if len(given) < others + (len(left) > others + 1):
+                given.add(pool.submit(_work, *left.popleft()))
                 continue
+            number, users = left.popleft()
             yield number, rank_part(recommender, users, opened.scoring)
             done, given = wait(given, timeout=0)
             yield from (future.result() for future in done)
