@@ -1,9 +1,9 @@
 """Two processes against one, one thread each, for every stage that processes share; wall time of the stage, in turns.
 
 The stages are run again in copies of a finished run, in their own settings but for what makes them short: one epoch,
-ten steps of reinforcement learning, 4,000 users. Starting the processes and opening the data in each is counted, as the
-stage's manifest counts it. Two cores must be free for the ratio to mean anything. `ceiling` is what the machine would
-allow: how much more gets done when the stage is run by two processes that know nothing of each other, each all of it.
+ten steps of reinforcement learning, 4,000 users. Opening the data in each process is counted, as the stage's manifest
+counts it; starting them is not. Two cores must be free for the ratio to mean anything. `ceiling` is what the machine
+would allow: how much more gets done when two processes run the stage that know nothing of each other, each all of it.
 
 Usage: python benchmarks/ranks.py --recipe recipes/study/beauty_2x1024.yaml --run RUN [--rounds 3] [--set KEY=VALUE]
 """
@@ -24,7 +24,7 @@ SHORT = (
     "sft.epochs=1", "latent_sft.epochs=1", "rl.steps=10", "rl.guards.users=500", "sft.validation.users=500",
     "latent_sft.validation.users=500", "evaluate.max_users=4000", "evaluate.also=[]", "evaluate.baselines=[]",
     "evaluate.model=latent_sft", "sft.accumulate=2", "sft.batch_tokens=2048", "latent_sft.accumulate=2",
-    "latent_sft.batch_tokens=4096", "anchor.cache=null",
+    "latent_sft.batch_tokens=4096", "anchor.cache=null", "rl.rollouts.accumulate=4",
 )  # fmt: skip
 
 

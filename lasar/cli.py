@@ -113,9 +113,22 @@ def run(
     for stage in stages:  # a wrong path or name is found now, not when its stage begins
         STAGES[stage].sources(loaded.configs[stage])
         _check_inputs(loaded, stage, path=recipe)
+        _check_accumulate(loaded, stage)
     for stage in stages:
         _run_and_show(loaded, stage)
     Console().print(f"finished; results are in [bold]{loaded.run_dir}[/]")
+
+
+def _check_accumulate(recipe: Recipe, stage: str) -> None:
+    """Refuse batches that do not divide among several processes, but for a stage that is finished."""
+    config: Any = recipe.configs[stage]
+    if ranks().size == 1 or not config.in_ranks or stage_state(stage, STAGES[stage], recipe) == "done":
+        return
+    from lasar.training.fit import refuse_uneven
+
+    for holder in (config, getattr(config, "training", None), getattr(config, "rollouts", None)):
+        if accumulate := getattr(holder, "accumulate", None):
+            refuse_uneven(accumulate, stage)
 
 
 def _check_inputs(recipe: Recipe, stage: str, *, path: Path) -> None:

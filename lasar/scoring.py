@@ -8,6 +8,8 @@ Shapes: Q users of a part, K rank positions.
 
 import hashlib
 import multiprocessing
+import os
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -25,7 +27,7 @@ from numpy.typing import NDArray
 
 from lasar.artifacts import content_hash, exclusive, read_json, write_json
 from lasar.data.interactions import Interactions, load_user_ids
-from lasar.errors import ArtifactError, ConfigError, DataError, UnknownItemError, nearest
+from lasar.errors import ArtifactError, ConfigError, DataError, UnknownItemError, nearest, reason_of
 from lasar.model.precision import PrecisionChoice
 from lasar.model.reasoner import Depth
 from lasar.progress import progress
@@ -298,7 +300,13 @@ def _digest(users: Users) -> str:
 
 def _write(file: Path, table: pl.DataFrame) -> None:
     partial = file.with_name(f".{file.name}.partial")
-    table.write_parquet(partial, compression="zstd")
+    try:
+        table.write_parquet(partial, compression="zstd")
+    except (OSError, pl.exceptions.PolarsError) as error:
+        partial.unlink(missing_ok=True)
+        raise ArtifactError(
+            f"{file}: cannot be written: {reason_of(error)}; finished parts are kept"
+        ) from None
     partial.replace(file)
 
 
@@ -312,10 +320,18 @@ def _here(
 _loaded: tuple[Recommender, Scoring] | None = None  # of a worker process
 
 
-def _open(threads: int, opened: Opened) -> None:
+def _open(parent: int, threads: int, opened: Opened) -> None:
     global _loaded  # a process pool has no other place
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     torch.set_num_threads(threads)
     _loaded = load(opened), opened.scoring
+
+
+def _end_with(parent: int) -> None:
+    """End this process when the one that started it is gone, killed perhaps: nobody would."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def load(opened: Opened) -> Recommender:
@@ -344,7 +360,7 @@ def _with_others(
     torch.set_num_threads(max(1, threads // (others + 1)))
     pool = ProcessPoolExecutor(
         others, mp_context=multiprocessing.get_context("spawn"), initializer=_open,
-        initargs=(torch.get_num_threads(), opened),
+        initargs=(os.getpid(), torch.get_num_threads(), opened),
     )  # fmt: skip
     given: set[Future[tuple[int, pl.DataFrame]]] = set()
     try:
@@ -367,6 +383,10 @@ def _with_others(
         torch.set_num_threads(threads)
 
 
+def _number_of(part: Path) -> int:
+    return int(part.name.split("-")[1])
+
+
 def read_scores(out: Path) -> pl.DataFrame:
     """All finished parts of a scoring, in the order of its users.
 
@@ -375,4 +395,4 @@ def read_scores(out: Path) -> pl.DataFrame:
     """
     if not (out / SUMMARY).is_file():
         raise ArtifactError(f"{out}: no complete scoring; run the same `lasar score` again")
-    return pl.concat([pl.read_parquet(file) for file in sorted(out.glob("part-*.parquet"))])
+    return pl.concat([pl.read_parquet(file) for file in sorted(out.glob("part-*.parquet"), key=_number_of)])

@@ -88,13 +88,26 @@ def test_a_killed_scoring_goes_on_with_what_is_missing(run, scored, tmp_path, mo
     assert score_users(run, out, scoring=ASKED)["parts_of_this_call"] == 0
 
 
-def test_a_worker_that_is_killed_loses_nothing(run, scored, tmp_path):
-    """kill -9 of a worker process while it ranks: a clear message, and the same command ends it."""
-    out = tmp_path / "out"
-    command = [
+def test_a_part_that_cannot_be_written_is_said_and_leaves_nothing(run, tmp_path, monkeypatch):
+    def full(self, path, **options):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pl.DataFrame, "write_parquet", full)
+    with pytest.raises(ArtifactError, match=r"part-00000-of-\d+.parquet: cannot be written: .*No space left"):
+        score_users(run, tmp_path / "out", scoring=ASKED)
+    assert not list((tmp_path / "out").glob("*part-*"))
+
+
+def command(run, out):
+    return [
         sys.executable, "-c", "from lasar.cli import main; main()", "score", str(run), "--out", str(out), "--k", "5",
         "--beam-width", "10", "--exclude-seen", "--part-users", "4", "--processes", "2",
     ]  # fmt: skip
+
+
+def started(command, out):
+    """A scoring that has written a part, and its workers."""
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not list(out.glob("part-*.parquet")):
@@ -107,6 +120,32 @@ def test_a_worker_that_is_killed_loses_nothing(run, scored, tmp_path):
         int(child) for child in children.read_text().split()
         if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()
     ]  # fmt: skip
+    return process, workers
+
+
+def test_workers_end_with_a_command_that_is_killed(run, tmp_path):
+    process, workers = started(command(run, tmp_path / "out"), tmp_path / "out")
+    process.kill()
+    process.communicate()
+    deadline = time.monotonic() + 60  # they look every second, once they have started
+    while workers and time.monotonic() < deadline:
+        workers = [pid for pid in workers if b"spawn_main" in command_line(pid)]
+        time.sleep(0.1)
+    assert not workers
+
+
+def command_line(pid):
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def test_a_worker_that_is_killed_loses_nothing(run, scored, tmp_path):
+    """kill -9 of a worker process while it ranks: a clear message, and the same command ends it."""
+    out = tmp_path / "out"
+    words = command(run, out)
+    process, workers = started(words, out)
     os.kill(workers[0], signal.SIGKILL)
     _, errors = process.communicate(timeout=60)
     if process.returncode == 0:
@@ -114,7 +153,7 @@ def test_a_worker_that_is_killed_loses_nothing(run, scored, tmp_path):
     assert process.returncode == 2
     assert "a scoring process died" in errors.replace("\n", " ")
     assert "Traceback" not in errors
-    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+    assert subprocess.run(words, capture_output=True, check=False).returncode == 0
     table = read_scores(out)
     assert table.drop("scores").equals(read_scores(scored[0]).drop("scores"))
     assert {file.name for file in out.iterdir() if file.name.startswith(".")} <= {".lock"}
