@@ -23,7 +23,7 @@ from lasar.cli_serving import RunPath, depth_of
 from lasar.cli_studies import Overrides
 from lasar.config import Recipe, load_recipe
 from lasar.errors import ArtifactError, ConfigError, DataError, LasarError, nearest
-from lasar.ranks import join, ranks
+from lasar.ranks import command_of, join, ranks
 from lasar.stages import BASELINES, STAGES
 
 app = typer.Typer(
@@ -76,7 +76,7 @@ def _keep_few_kernels(arguments: list[str]) -> None:
 
     A step has about twenty shapes, in every layer the same, and no two steps have the same ones. A server's come again.
     """
-    if next((argument for argument in arguments if not argument.startswith("-")), "") in _TRAINING:
+    if command_of(arguments) in _TRAINING:
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", _KERNELS)
 
 

@@ -63,7 +63,7 @@ def join(arguments: Sequence[str], *, shared: Collection[str]) -> Iterator[None]
     if size == 1:
         yield
         return
-    command = next((argument for argument in arguments if not argument.startswith("-")), "")
+    command = command_of(arguments)
     if command not in shared:
         raise ConfigError(
             f"torchrun: {size} processes would each do `lasar {command}` of their own; start it without torchrun "
@@ -97,6 +97,11 @@ def alone() -> Iterator[None]:
         yield
     finally:
         _joined = joined
+
+
+def command_of(arguments: Sequence[str]) -> str:
+    """The first of a command line's arguments that is no option."""
+    return next((argument for argument in arguments if not argument.startswith("-")), "")
 
 
 def _number(name: str, default: int) -> int:

@@ -154,10 +154,7 @@ def score_users(
         opened = Opened(run, stage, device, scoring)
         if elsewhere is not None:
             return _score(out, asked, scoring.part_users, lambda parts: elsewhere(parts, opened, processes))
-        how = partial(_with_others, recommender, opened, processes)
-        return _score(
-            out, asked, scoring.part_users, how if processes > 1 else partial(_here, recommender, scoring)
-        )
+        return _score(out, asked, scoring.part_users, partial(_with_others, recommender, opened, processes))
 
 
 def _score(
@@ -310,13 +307,6 @@ def _write(file: Path, table: pl.DataFrame) -> None:
     partial.replace(file)
 
 
-def _here(
-    recommender: Recommender, scoring: Scoring, parts: Iterator[Part]
-) -> Iterator[tuple[int, pl.DataFrame]]:
-    for number, users in parts:
-        yield number, rank_part(recommender, users, scoring)
-
-
 _loaded: tuple[Recommender, Scoring] | None = None  # of a worker process
 
 
@@ -354,7 +344,8 @@ def _with_others(
     left = deque(parts)
     others = min(processes, len(left)) - 1
     if others < 1:
-        yield from _here(recommender, opened.scoring, iter(left))
+        for number, users in left:
+            yield number, rank_part(recommender, users, opened.scoring)
         return
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, threads // (others + 1)))

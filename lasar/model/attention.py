@@ -3,7 +3,7 @@
 The backends compute the same numbers; `config._attn_implementation` says which one a model uses:
 
 - `sdpa`: a boolean mask, one byte for every query, key and row of the batch. Everywhere.
-- `lasar_short`: the same, for CPUs: training on few keys goes by plain products; see `lasar.model.short_attention`.
+- `lasar_short`: the same, for CPUs; few queries are trained in bf16 by plain products (`lasar.model.short_attention`).
 - `flex_attention`: a block mask, for CUDA (torch trains it nowhere else). Blocks of 128 x 128 in which nobody sees
   anything are skipped; inside the others the kernel compares positions for the trunk, and reads the same bytes for what
   hangs off it: M * K for a row of the batch, never T * T. Finding the blocks holds a byte for every query, key and row
@@ -37,7 +37,8 @@ _DROPOUT_FIELDS = ("attention_dropout", "attn_pdrop", "attention_probs_dropout_p
 def choose_attention(device: torch.device | str, width: int) -> str:
     """The backend for a device and a model's hidden size: FlexAttention for wide models on CUDA, SDPA for others.
 
-    A narrow model is trained before its FlexAttention is compiled. On CPUs it is SDPA but for training on few keys.
+    A narrow model is trained before its FlexAttention is compiled. On CPUs it is SDPA but for training in bf16 on few
+    queries.
     """
     if torch.device(device).type != "cuda":
         return SHORT

@@ -9,7 +9,7 @@ from lasar.errors import ConfigError, nearest
 
 _MODELS = "models"
 _FROM_GGUF = (
-    "or make one of a GGUF file: lasar data get smollm2-135m-instruct, then lasar data import-model FILE.gguf FOLDER "
+    "make one of a GGUF file: lasar data get smollm2-135m-instruct, then lasar data import-model FILE.gguf FOLDER "
     "--texts-of RUN"
 )
 
@@ -61,7 +61,7 @@ def check_backbone(name: str) -> None:
         return
     path, first = Path(name), name.partition("/")[0]
     if path.suffix == ".gguf" and not path.exists():
-        raise ConfigError(f"backbone {name!r}: no such file; {_FROM_GGUF.removeprefix('or ')}")
+        raise ConfigError(f"backbone {name!r}: no such file; {_FROM_GGUF}")
     gguf = [path] if path.suffix == ".gguf" else sorted(path.glob("*.gguf"))
     if (path / "config.json").is_file():
         return
@@ -74,7 +74,7 @@ def check_backbone(name: str) -> None:
     if path.is_dir():
         raise ConfigError(
             f"backbone {name!r}: has no config.json; a model folder is config.json, model.safetensors and "
-            f"tokenizer.json, as on its hub page; {_FROM_GGUF}"
+            f"tokenizer.json, as on its hub page; or {_FROM_GGUF}"
         )
     looks_like_path = first in (".", "..", "", "~", _MODELS) or Path(first).is_dir() or name.count("/") > 1
     if "/" in name and not looks_like_path:
@@ -82,7 +82,7 @@ def check_backbone(name: str) -> None:
     what = "no such folder" if looks_like_path else f"no such preset or folder{nearest(name, PRESETS)}"
     raise ConfigError(
         f"backbone {name!r}: {what}; presets: {', '.join(PRESETS)}; a hub id looks like owner/name; or put a model's "
-        f"config.json, model.safetensors and tokenizer.json into a folder, {_FROM_GGUF}"
+        f"config.json, model.safetensors and tokenizer.json into a folder, or {_FROM_GGUF}"
     )
 
 

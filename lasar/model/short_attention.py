@@ -44,15 +44,13 @@ def attend(
         )  # fmt: skip
         return found
     if attention_mask is None and causal:
-        attention_mask = torch.ones(queries, keys, dtype=torch.bool, device=query_BHQE.device).tril()[
-            None, None
-        ]
+        attention_mask = torch.ones(queries, keys, dtype=torch.bool, device=query_BHQE.device).tril()
     with torch.autocast(query_BHQE.device.type, enabled=False):
         return _products(query_BHQE, key_BJKE, value_BJKE, attention_mask, scaling), None
 
 
 def _products(
-    query_BHQE: Tensor, key_BJKE: Tensor, value_BJKE: Tensor, mask_B1QK: Tensor | None, scaling: float | None
+    query_BHQE: Tensor, key_BJKE: Tensor, value_BJKE: Tensor, mask_XQK: Tensor | None, scaling: float | None
 ) -> Tensor:
     batch, heads, queries, width = query_BHQE.shape
     groups = key_BJKE.shape[1]
@@ -60,11 +58,11 @@ def _products(
     # Heads that share keys are more queries of them: nothing is repeated.
     query_BJXE = (query_BHQE.float() * scale).reshape(batch, groups, -1, width)
     scores_BHQK = (query_BJXE @ key_BJKE.float().transpose(2, 3)).view(batch, heads, queries, -1)
-    if mask_B1QK is not None:
-        if mask_B1QK.dtype == torch.bool:
+    if mask_XQK is not None:
+        if mask_XQK.dtype == torch.bool:
             hidden = torch.finfo(torch.float32).min
-            mask_B1QK = torch.zeros_like(mask_B1QK, dtype=torch.float32).masked_fill_(~mask_B1QK, hidden)
-        scores_BHQK = scores_BHQK + mask_B1QK
+            mask_XQK = torch.zeros_like(mask_XQK, dtype=torch.float32).masked_fill_(~mask_XQK, hidden)
+        scores_BHQK = scores_BHQK + mask_XQK
     shares_BJXK = scores_BHQK.softmax(-1).view(batch, groups, -1, scores_BHQK.shape[-1])
     out_BHQE = (shares_BJXK @ value_BJKE.float()).view(batch, heads, queries, -1)
     return out_BHQE.to(value_BJKE.dtype).transpose(1, 2).contiguous()
